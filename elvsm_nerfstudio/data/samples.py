@@ -1,0 +1,166 @@
+"""Training samples: view sets of scenes in an order that (seed, rank, step) fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from nerfstudio.cameras.cameras import Cameras
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.data.images import Background, DataError
+from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
+from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
+from elvsm_nerfstudio.views import Views, ViewSet
+
+MAX_ATTEMPTS = 32
+"""Scenes that may fail one after another before a sample gives up."""
+
+
+@dataclass
+class Sample:
+    """Context and then target images of one scene (or, collated, of several), with their cameras."""
+
+    rgb: UInt8[Tensor, "*scene view height width 3"]
+    camera_to_worlds: Float[Tensor, "*scene view 3 4"]
+    intrinsics: Float[Tensor, "*scene view 4"]
+    distortion: Float[Tensor, "*scene view k"]
+    camera_type: UInt8[Tensor, "*scene view 1"]
+    num_context_views: int
+    failures: list[str]
+    """What was wrong with scenes that were skipped on the way to this sample."""
+
+    @staticmethod
+    def collate(samples: list[Sample]) -> Sample:
+        names = ("rgb", "camera_to_worlds", "intrinsics", "distortion", "camera_type")
+        return Sample(
+            *(torch.stack([getattr(sample, name) for sample in samples]) for name in names),
+            num_context_views=samples[0].num_context_views,
+            failures=[failure for sample in samples for failure in sample.failures],
+        )
+
+    def pin_memory(self) -> Sample:
+        """Called by the loader, so that copies to the GPU need not wait."""
+        for name in ("rgb", "camera_to_worlds", "intrinsics", "distortion", "camera_type"):
+            setattr(self, name, getattr(self, name).pin_memory())
+        return self
+
+    def view_set(self, device: torch.device | str) -> ViewSet:
+        """The collated sample as context and target views on a device; rays are made there."""
+        scenes, views, height, width, _ = self.rgb.shape
+        intrinsics = self.intrinsics.flatten(0, 1).to(device, non_blocking=True)
+        cameras = Cameras(
+            camera_to_worlds=self.camera_to_worlds.flatten(0, 1).to(device, non_blocking=True),
+            fx=intrinsics[:, 0:1],
+            fy=intrinsics[:, 1:2],
+            cx=intrinsics[:, 2:3],
+            cy=intrinsics[:, 3:4],
+            height=height,
+            width=width,
+            distortion_params=self.distortion.flatten(0, 1).to(device, non_blocking=True),
+            camera_type=self.camera_type.flatten(0, 1).to(device, non_blocking=True),
+        )
+        rgb = self.rgb.flatten(0, 1).to(device, non_blocking=True).float() / 255
+        flat = views_from_cameras(cameras, patch_size=1, rgb=rgb)
+        grouped = Views(*(x[0].unflatten(0, (scenes, views)) for x in
+                          (flat.camera_to_world, flat.directions, flat.intrinsics, flat.rgb)))  # fmt: skip
+        context = self.num_context_views
+        return ViewSet(grouped.select(slice(0, context)), grouped.select(slice(context, None)))
+
+
+def read_sample(scene: Scene, choice: FrameChoice, size: tuple[int, int], background: Background) -> Sample:
+    """Decodes the images of a choice of frames; a frame that is context and target is decoded once."""
+    frames = (*choice.context, *choice.target)
+    unique = sorted(set(frames))
+    images = scene.read_images(unique, size, background)
+    cameras = scene.cropped_cameras(frames, size)
+    distortion = cameras.distortion_params
+    return Sample(
+        rgb=images[[unique.index(frame) for frame in frames]],
+        camera_to_worlds=cameras.camera_to_worlds.float(),
+        intrinsics=torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1),
+        distortion=torch.zeros(len(frames), 6) if distortion is None else distortion.float(),
+        camera_type=cameras.camera_type,
+        num_context_views=len(choice.context),
+        failures=[],
+    )
+
+
+class TrainingSamples(Dataset):
+    """Sample k of an endless sequence, made from (seed, k) alone.
+
+    Epoch by epoch every scene comes once, in an order shuffled by (seed, epoch). A scene that cannot be read is
+    replaced by one drawn from (seed, k), and reported in the sample.
+    """
+
+    def __init__(
+        self,
+        collection: SceneCollection,
+        entries: list[SceneEntry],
+        sampler: RandomViewSampler,
+        size: tuple[int, int],
+        background: Background,
+        seed: int,
+    ):
+        self.collection, self.entries, self.sampler = collection, entries, sampler
+        self.size, self.background, self.seed = size, background, seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def __getitem__(self, k: int) -> Sample:
+        generator = torch.Generator().manual_seed(_mix(self.seed, 1, k))
+        index = self._scene_in_epoch(k)
+        failures: list[str] = []
+        while len(failures) < MAX_ATTEMPTS:
+            try:
+                scene = self.collection.load(self.entries[index])
+                try:
+                    choice = self.sampler(scene.train_frames, generator)
+                except ValueError as error:
+                    raise DataError(f"scene {scene.name} ({self.entries[index].path}) has {error}") from error
+                sample = read_sample(scene, choice, self.size, self.background)
+            except DataError as error:
+                failures.append(str(error))
+                index = int(torch.randint(len(self.entries), (), generator=generator))
+            else:
+                sample.failures = failures
+                return sample
+        raise DataError(f"{MAX_ATTEMPTS} scenes in a row could not be used; the last: {failures[-1]}")
+
+    def _scene_in_epoch(self, k: int) -> int:
+        epoch, position = divmod(k, len(self.entries))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(_mix(self.seed, 0, epoch))
+            self._order = torch.randperm(len(self.entries), generator=generator).tolist()
+            self._epoch = epoch
+        return self._order[position]
+
+
+@dataclass
+class StepBatches(Sampler):
+    """Endless batches of sample numbers from a step on; ranks take disjoint numbers."""
+
+    first_step: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.first_step
+        while True:
+            first = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            step += 1
+
+
+def _mix(seed: int, stream: int, number: int) -> int:
+    """One 63-bit seed from three numbers; neighbours are as unrelated as any (splitmix64's finaliser)."""
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7 + 0x9E3779B9) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) >> 1

@@ -1,0 +1,46 @@
+"""Writing results: JSON that any parser reads, and pictures to look at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+GAP = 4
+"""Pixels of white between the images of a sheet."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes strict JSON (no NaN) under a temporary name and renames it, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf8")
+    os.replace(partial, path)
+
+
+def write_image(path: Path, image: Float[Tensor, "height width 3"]) -> None:
+    """Writes colours in [0, 1] as an 8-bit PNG, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def sheet(rows: Sequence[Sequence[Float[Tensor, "height width 3"]]]) -> Float[Tensor, "sheet_height sheet_width 3"]:
+    """Rows of equally large images on white; short rows are filled up with white."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    canvas = torch.ones(len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = image.detach().cpu().clamp(0, 1)
+    return canvas

@@ -1,0 +1,146 @@
+"""Cameras, rays and the canonical frame, in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def opengl_to_opencv(camera_to_world: Float[Tensor, "*batch rows 4"]) -> Float[Tensor, "*batch rows 4"]:
+    """Turns camera-to-world matrices from OpenGL axes (+Y up, -Z forward) to OpenCV's (+Y down, +Z forward).
+
+    Negates the second and third column; its own inverse. Takes 3x4 and 4x4 matrices.
+    """
+    return camera_to_world * camera_to_world.new_tensor([1.0, -1.0, -1.0, 1.0])
+
+
+def pad_to_multiple(size: int, multiple: int) -> int:
+    """The smallest multiple of ``multiple`` that is not below ``size``."""
+    return -(-size // multiple) * multiple
+
+
+def resize_and_crop_intrinsics(
+    intrinsics: Float[Tensor, "*batch 4"],
+    size: tuple[int, int],
+    resized: tuple[int, int],
+    crop: tuple[int, int],
+) -> Float[Tensor, "*batch 4"]:
+    """Intrinsics (fx, fy, cx, cy in pixels) after an image is resized and then centre-cropped.
+
+    With pixel centres at +0.5 a resize scales focal lengths and principal point alike by the true ratio of the
+    (integer) sizes, and a crop shifts the principal point by whole pixels.
+
+    Args:
+        size, resized, crop: (height, width) of the original, the resized and the cropped image.
+    """
+    scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
+    top, left = crop_offset(resized, crop)
+    scaled = intrinsics * intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    return scaled - intrinsics.new_tensor([0.0, 0.0, left, top])
+
+
+def cover_size(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) to which an image is resized so that it just covers the crop, its aspect kept to the pixel."""
+    scale = max(crop[0] / size[0], crop[1] / size[1])
+    return max(crop[0], round(size[0] * scale)), max(crop[1], round(size[1] * scale))
+
+
+def crop_offset(resized: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the centre crop."""
+    return (resized[0] - crop[0]) // 2, (resized[1] - crop[1]) // 2
+
+
+def pinhole_directions(
+    intrinsics: Float[Tensor, "*batch 4"], height: int, width: int
+) -> Float[Tensor, "*batch height width 3"]:
+    """Unit ray directions of pixel centres (+0.5) in the OpenCV camera frame.
+
+    Args:
+        intrinsics: fx, fy, cx, cy in pixels.
+    """
+    y, x = torch.meshgrid(
+        torch.arange(height, device=intrinsics.device) + 0.5,
+        torch.arange(width, device=intrinsics.device) + 0.5,
+        indexing="ij",
+    )
+    fx, fy, cx, cy = intrinsics[..., None, None, :].unbind(-1)
+    u, v = (x - cx) / fx, (y - cy) / fy
+    return torch.nn.functional.normalize(torch.stack([u, v, torch.ones_like(u)], dim=-1), dim=-1)
+
+
+def pluecker_rays(
+    camera_to_world: Float[Tensor, "*batch 4 4"], directions: Float[Tensor, "*batch height width 3"]
+) -> Float[Tensor, "*batch height width 6"]:
+    """Plücker coordinates of rays: moment o x d, then unit direction d (upstream's order).
+
+    Args:
+        camera_to_world: OpenCV, in the frame in which the rays are wanted.
+        directions: unit, in the camera frame.
+    """
+    world = torch.einsum("...ij,...hwj->...hwi", camera_to_world[..., :3, :3], directions)
+    origin = camera_to_world[..., None, None, :3, 3].expand_as(world)
+    return torch.cat([torch.linalg.cross(origin, world), world], dim=-1)
+
+
+@dataclass(frozen=True)
+class CanonicalFrame:
+    """A similarity transform from the world of each scene to the frame in which the network sees its cameras.
+
+    Estimated once from a set of cameras and then kept: views may come and go without moving it. Being fixed by the
+    cameras alone, it cancels any rotation, translation or scale of the world.
+    """
+
+    axes: Float[Tensor, "scene 3 3"]
+    """Right, down and forward of the frame as columns, in world coordinates."""
+    centre: Float[Tensor, "scene 3"]
+    """Origin of the frame in world coordinates."""
+    scale: Float[Tensor, " scene"]
+    """World units per canonical unit."""
+
+    MARGIN = 1.35
+    """The farthest camera coordinate lies at 1 / 1.35 (upstream's data/dataset_scene.py)."""
+
+    @staticmethod
+    def estimate(camera_to_world: Float[Tensor, "scene view 4 4"]) -> CanonicalFrame:
+        """The mean camera as the frame, the largest absolute coordinate of the centres as its scale.
+
+        Origin: mean of the centres. Axes: the mean forward axis, and the mean down axis made orthogonal to it
+        (upstream fact, checked against its recorded tensors). Where the means cancel or run parallel, as for
+        cameras evenly around an object, the axes are those of the camera nearest the mean centre. Where all centres
+        coincide, as for a single view, there is no scale to be seen and the world's own unit is kept.
+        """
+        poses = camera_to_world.float()
+        centres = poses[:, :, :3, 3]
+        centre = centres.mean(dim=1)
+        down, forward = poses[:, :, :3, 1].mean(dim=1), poses[:, :, :3, 2].mean(dim=1)
+
+        nearest = (centres - centre[:, None]).norm(dim=-1).argmin(dim=1)
+        fallback = poses[torch.arange(len(poses), device=poses.device), nearest, :3, :3]
+        right = torch.linalg.cross(down, forward)
+        degenerate = right.norm(dim=-1, keepdim=True) < 1e-3
+        down = torch.where(degenerate, fallback[:, :, 1], down)
+        forward = torch.nn.functional.normalize(torch.where(degenerate, fallback[:, :, 2], forward), dim=-1)
+        right = torch.nn.functional.normalize(torch.linalg.cross(down, forward), dim=-1)
+        axes = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-1)
+
+        local = torch.einsum("sji,svj->svi", axes, centres - centre[:, None])
+        extent = local.abs().amax(dim=(1, 2))
+        rounding = 1e-5 * centre.norm(dim=-1) + 1e-8
+        scale = torch.where(extent > rounding, CanonicalFrame.MARGIN * extent, torch.ones_like(extent))
+        return CanonicalFrame(axes, centre, scale)
+
+    def apply(self, camera_to_world: Float[Tensor, "scene view 4 4"]) -> Float[Tensor, "scene view 4 4"]:
+        """Camera-to-world matrices expressed in this frame (camera-to-canonical)."""
+        poses = camera_to_world.float()
+        rotation = torch.einsum("sji,svjk->svik", self.axes, poses[:, :, :3, :3])
+        offset = poses[:, :, :3, 3] - self.centre[:, None]
+        translation = torch.einsum("sji,svj->svi", self.axes, offset) / self.scale[:, None, None]
+        out = torch.zeros_like(poses)
+        out[:, :, :3, :3], out[:, :, :3, 3], out[:, :, 3, 3] = rotation, translation, 1.0
+        return out
+
+    def to(self, device: torch.device | str) -> CanonicalFrame:
+        return CanonicalFrame(self.axes.to(device), self.centre.to(device), self.scale.to(device))

@@ -1,0 +1,1 @@
+"""The networks. Plain torch: nothing in here knows nerfstudio."""

@@ -1,0 +1,129 @@
+"""AdamW as the paper trains with it, and its schedules in Python floats.
+
+nerfstudio has no AdamW, no hook to skip a step, and its schedulers leave numpy scalars in checkpoints that torch
+2.6 and later refuse to read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+import torch
+from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that clips the global gradient norm, and skips steps whose gradient cannot be trusted.
+
+    A step is skipped, and counted, where the norm is not finite (as after a NaN loss) or above ``skip_norm``.
+
+    Args:
+        clip_norm: gradients are scaled down to this global norm.
+        skip_norm: norm from which on the step is left out.
+        max_skips_in_a_row: so many skipped steps one after another are an error.
+    """
+
+    def __init__(self, params, clip_norm: float, skip_norm: float, max_skips_in_a_row: int, **kwargs):
+        super().__init__(params, **kwargs)
+        self.clip_norm, self.skip_norm, self.max_skips_in_a_row = clip_norm, skip_norm, max_skips_in_a_row
+        self.skipped_steps = 0
+        self.skips_in_a_row = 0
+        self.gradient_norm = 0.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.gradient_norm = float(norm)
+        if not math.isfinite(self.gradient_norm) or self.gradient_norm > self.skip_norm:
+            self.skipped_steps += 1
+            self.skips_in_a_row += 1
+            if self.skips_in_a_row >= self.max_skips_in_a_row:
+                raise RuntimeError(
+                    f"{self.skips_in_a_row} steps in a row were skipped: gradient norm {self.gradient_norm}, expected "
+                    f"finite and at most {self.skip_norm}. Lower the learning rate or look at the data."
+                )
+            return None
+        self.skips_in_a_row = 0
+        for gradient in gradients:
+            gradient.mul_(min(1.0, self.clip_norm / (self.gradient_norm + 1e-6)))
+        return super().step(closure)
+
+
+@dataclass
+class AdamWOptimizerConfig(OptimizerConfig):
+    """AdamW with weight decay on matrices only, clipping and skipping (paper recipe)."""
+
+    _target: type = GuardedAdamW
+    lr: float = 4e-4
+    """Learning rate at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the moments."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices; vectors (norm gains) have none."""
+    clip_norm: float = 5.0
+    """Global gradient norm to which gradients are clipped. (nerfstudio's max_norm stays off: it would hide what
+    skip_norm looks at.)"""
+    skip_norm: float = 50.0
+    """A step whose gradient norm is above this, or not finite, is skipped and counted."""
+    max_skips_in_a_row: int = 50
+    """So many skipped steps one after another stop the training with an error."""
+
+    def setup(self, params) -> GuardedAdamW:
+        params = list(params)
+        groups = [
+            {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return GuardedAdamW(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            eps=self.eps,
+            betas=self.betas,
+            clip_norm=self.clip_norm,
+            skip_norm=self.skip_norm,
+            max_skips_in_a_row=self.max_skips_in_a_row,
+        )
+
+
+@dataclass
+class WarmupSchedulerConfig(SchedulerConfig):
+    """Linear warm-up, then constant (paper) or cosine down to a floor, where it stays."""
+
+    _target: type = field(default_factory=lambda: WarmupScheduler)
+    """target class to instantiate"""
+    warmup_steps: int = 3000
+    """Steps in which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up."""
+    max_steps: Optional[int] = None
+    """Step at which the cosine reaches its floor; needed for cosine."""
+    final_factor: float = 0.0
+    """The cosine's floor, as a fraction of the learning rate."""
+
+    def factor(self, step: int) -> float:
+        """Learning rate at a step, as a fraction of the full one."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
+        return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class WarmupScheduler(Scheduler):
+    """Builds the torch scheduler of a WarmupSchedulerConfig."""
+
+    config: WarmupSchedulerConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        if self.config.decay == "cosine" and self.config.max_steps is None:
+            raise ValueError("scheduler: decay 'cosine' needs max-steps, the step at which it ends")
+        config = self.config
+        # A plain function: torch stores nothing of it in checkpoints.
+        return LambdaLR(optimizer, lr_lambda=lambda step: config.factor(step))

@@ -1,0 +1,101 @@
+"""The types that flow through the package: posed images of scenes.
+
+Everything is batched ``[scene, view, ...]`` and channels come last. Cameras are OpenCV: +X right, +Y down,
++Z forward, camera-to-world; pixel centres lie at +0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """V posed views of each of S scenes, all of one size H x W.
+
+    Directions are kept in the camera's own frame, so that a change of world frame touches only the poses,
+    and any central camera (distorted, fisheye) is described exactly.
+    """
+
+    camera_to_world: Float[Tensor, "scene view 4 4"]
+    """OpenCV camera-to-world."""
+    directions: Float[Tensor, "scene view height width 3"]
+    """Unit ray direction of every pixel centre, in the OpenCV camera frame."""
+    intrinsics: Float[Tensor, "scene view 4"]
+    """fx, fy, cx, cy, normalised: fx and cx by the width, fy and cy by the height."""
+    rgb: Optional[Float[Tensor, "scene view height width 3"]] = None
+    """Colours in [0, 1]; absent for views that are only to be rendered."""
+
+    def __post_init__(self) -> None:
+        lead = self.directions.shape[:2]
+        if self.camera_to_world.shape != (*lead, 4, 4) or self.intrinsics.shape != (*lead, 4):
+            raise ValueError(
+                f"Views: directions are {tuple(self.directions.shape)}, so camera_to_world must be {(*lead, 4, 4)} and "
+                f"intrinsics {(*lead, 4)}; found {tuple(self.camera_to_world.shape)} and {tuple(self.intrinsics.shape)}"
+            )
+        if self.rgb is not None and self.rgb.shape != self.directions.shape:
+            raise ValueError(f"Views: rgb is {tuple(self.rgb.shape)}, directions are {tuple(self.directions.shape)}")
+
+    @property
+    def num_scenes(self) -> int:
+        return self.directions.shape[0]
+
+    @property
+    def num_views(self) -> int:
+        return self.directions.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.directions.shape[2]
+
+    @property
+    def width(self) -> int:
+        return self.directions.shape[3]
+
+    def to(self, device: torch.device | str) -> Views:
+        """The same views on another device."""
+        return Views(*(None if x is None else x.to(device, non_blocking=True) for x in self._tensors()))
+
+    def select(self, indices: Sequence[int] | slice) -> Views:
+        """The views with these positions, in this order, of every scene."""
+        index = indices if isinstance(indices, slice) else list(indices)
+        return Views(*(None if x is None else x[:, index] for x in self._tensors()))
+
+    def without_rgb(self) -> Views:
+        """The cameras alone, as a target to render."""
+        return replace(self, rgb=None)
+
+    @staticmethod
+    def stack_scenes(scenes: Sequence[Views]) -> Views:
+        """Joins batches of scenes with equal numbers of views along the scene dimension."""
+        return Views._join(scenes, dim=0)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Views]) -> Views:
+        """Joins views of the same scenes along the view dimension."""
+        return Views._join(parts, dim=1)
+
+    @staticmethod
+    def _join(parts: Sequence[Views], dim: int) -> Views:
+        columns = zip(*(part._tensors() for part in parts))
+        return Views(*(None if column[0] is None else torch.cat(column, dim=dim) for column in columns))
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+        return self.camera_to_world, self.directions, self.intrinsics, self.rgb
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """Context views, from which a scene is known, and target views, which are to be rendered."""
+
+    context: Views
+    target: Views
+
+    def to(self, device: torch.device | str) -> ViewSet:
+        return ViewSet(self.context.to(device), self.target.to(device))

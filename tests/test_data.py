@@ -1,0 +1,297 @@
+"""Images, scenes, view choices and training samples, and what happens when they are bad."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import edit_json, need_shared, render_spheres, write_collection, write_scene
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+
+from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, choose_evaluation_views
+from elvsm_nerfstudio.data.images import DataError, read_image
+from elvsm_nerfstudio.data.samples import MAX_ATTEMPTS, Sample, StepBatches, TrainingSamples, read_sample
+from elvsm_nerfstudio.data.scenes import SceneCollection
+from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler, farthest_point_views
+
+
+def opened(path: Path) -> SceneCollection:
+    return SceneCollection.open(path, NerfstudioDataParserConfig())
+
+
+def training_samples(collection: SceneCollection, context: int = 2, target: int = 2, seed: int = 0) -> TrainingSamples:
+    sampler = RandomViewSampler(context, target, targets_include_context=False)
+    return TrainingSamples(collection, collection.split("train"), sampler, (16, 16), "white", seed)
+
+
+# Images
+
+
+def test_alpha_is_composited_on_the_background(tmp_path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:, 2:] = (200, 100, 0, 255)
+    pixels[0, 0] = (100, 100, 100, 51)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    white = read_image(tmp_path / "a.png", (4, 4), (4, 4), "white")
+    black = read_image(tmp_path / "a.png", (4, 4), (4, 4), "black")
+    assert white[1, 0].tolist() == [255] * 3 and black[1, 0].tolist() == [0] * 3
+    assert white[1, 3].tolist() == black[1, 3].tolist() == [200, 100, 0]
+    assert white[0, 0].tolist() == [224] * 3 and black[0, 0].tolist() == [20] * 3
+
+
+def test_images_are_resized_to_cover_and_cropped_in_the_middle(tmp_path):
+    columns = np.repeat(np.arange(40, dtype=np.uint8) * 6, 3).reshape(1, 40, 3)
+    Image.fromarray(np.repeat(columns, 20, axis=0)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", (20, 40), (10, 10), "white").float()
+    # Resized to 10x20, each pixel the mean of two columns; the crop starts at column 5, i.e. columns 10 and 11.
+    assert torch.allclose(image[5, :, 0], torch.arange(10) * 12.0 + 63, atol=1.5)
+
+
+def test_grey_and_sixteen_bit_palette_images_become_rgb(tmp_path):
+    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    Image.new("P", (8, 8)).save(tmp_path / "palette.png")
+    assert read_image(tmp_path / "grey.png", (8, 8), (8, 8), "white")[0, 0].tolist() == [77] * 3
+    assert read_image(tmp_path / "palette.png", (8, 8), (8, 8), "white").shape == (8, 8, 3)
+
+
+def test_bad_images_are_named(tmp_path):
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"gone.png does not exist"):
+        read_image(tmp_path / "gone.png", (8, 8), (8, 8), "white")
+    for name in ("cut.png", "text.png"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read"):
+            read_image(tmp_path / name, (64, 64), (8, 8), "white")
+    with pytest.raises(DataError, match=r"whole.png is 64x64, but its camera says 64x32 \(width x height\)"):
+        read_image(whole, (32, 64), (8, 8), "white")
+
+
+# Scenes
+
+
+def test_a_collection_gives_whole_scenes_by_split(collection):
+    scenes = opened(collection)
+    assert [len(scenes.split(split)) for split in ("train", "val", "test")] == [4, 1, 2]
+    scene = scenes.load(scenes.split("test")[0])
+    assert scene.name == "scene_5" and scene.num_frames == 8
+    assert scene.train_frames == scene.eval_frames == tuple(range(8))
+
+
+def test_a_folder_of_scenes_is_split_the_same_way_every_time(tmp_path):
+    write_collection(tmp_path, "train train train train")
+    (tmp_path / "scenes.json").unlink()
+    first, second = opened(tmp_path), opened(tmp_path)
+    assert first.entries == second.entries
+    assert sorted(entry.split for entry in first.entries) == ["test", "train", "train", "val"]
+
+
+def test_a_single_scene_is_split_by_its_dataparser(scene):
+    scenes = opened(scene)
+    loaded = scenes.load(scenes.split("train")[0])
+    assert len(loaded.train_frames) == 11 and len(loaded.eval_frames) == 1
+    assert not set(loaded.train_frames) & set(loaded.eval_frames)
+    assert loaded.outputs.image_filenames == sorted(loaded.outputs.image_filenames)
+    by_file = opened(scene / "transforms.json")
+    other = by_file.load(by_file.split("test")[0])
+    assert torch.equal(other.cameras.camera_to_worlds, loaded.cameras.camera_to_worlds)
+
+
+def test_real_captures_open_through_their_dataparsers():
+    fox = opened(need_shared("data/fox"))
+    loaded = fox.load(fox.split("test")[0])
+    assert loaded.num_frames == 50 and len(loaded.eval_frames) == 5
+    assert loaded.cameras.distortion_params.abs().max() > 0.05
+    chair = SceneCollection.open(need_shared("data/chair"), BlenderDataParserConfig())
+    loaded = chair.load(chair.split("test")[0])
+    assert (len(loaded.train_frames), len(loaded.eval_frames)) == (100, 40)
+
+
+def test_pixels_and_cameras_of_a_sample_belong_together(scene):
+    """What the sample's intrinsics and the scene's poses see is what the sample shows."""
+    loaded = opened(scene)
+    frames = loaded.load(loaded.split("train")[0])
+    sample = read_sample(frames, frames_choice([0, 1, 2], [3]), (16, 16), "white")
+    views = Sample.collate([sample]).view_set("cpu").context
+    intrinsics = sample.intrinsics[:3]
+    # The dataparser moves the world, so the poses are those of the file.
+    meta = json.loads((scene / "transforms.json").read_text())
+    poses = torch.tensor([meta["frames"][i]["transform_matrix"] for i in range(3)])
+    rendered = torch.from_numpy(render_spheres(poses, intrinsics, 16, 16, seed=0)).float() / 255
+    composited = rendered[..., :3] * rendered[..., 3:] + 1 - rendered[..., 3:]
+    difference = (composited - views.rgb[0]).abs().mean(dim=-1)
+    assert difference.median() < 0.01 and difference.mean() < 0.08  # resampling blurs edges only
+    shifted = (composited - views.rgb[0].roll(2, dims=2)).abs().mean()
+    assert shifted > 2 * difference.mean()
+
+
+def frames_choice(context, target) -> FrameChoice:
+    return FrameChoice(tuple(context), tuple(target))
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda s: s.pop("frames"), "cannot be used"),
+        (lambda s: s.update(frames=[]), "cannot be used"),
+        (lambda s: s["frames"][2].update(transform_matrix=[[float("nan")] * 4] * 4), "pose that is not finite"),
+        (lambda s: s.update(fl_x=0), r"focal lengths \[0.0, .*expected positive"),
+    ],
+    ids=["no frames key", "no frames", "NaN pose", "zero focal length"],
+)
+def test_bad_scenes_are_named(tmp_path, spoil, message):
+    write_scene(tmp_path / "spoilt")
+    edit_json(tmp_path / "spoilt" / "transforms.json", spoil)
+    scenes = opened(tmp_path / "spoilt")
+    with pytest.raises(DataError, match=rf"scene spoilt \(.*{message}"):
+        scenes.load(scenes.entries[0])
+
+
+def test_missing_data_and_bad_scene_lists_are_refused(tmp_path):
+    with pytest.raises(DataError, match="--data .*nowhere does not exist"):
+        opened(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found 0 scenes in it; expected a scene"):
+        opened(tmp_path / "empty")
+    for content, message in (
+        ("{", "is not a scene list"),
+        ('{"scenes": [{"name": "a"}]}', "KeyError: 'path'"),
+        ('{"scenes": []}', "lists no scenes"),
+        (json.dumps({"scenes": [{"name": "a", "path": "a", "split": "train"}] * 2}), "lists scenes twice: a"),
+    ):
+        (tmp_path / "scenes.json").write_text(content)
+        with pytest.raises(DataError, match=message):
+            opened(tmp_path)
+
+
+# View choices
+
+
+def test_random_sampler_draws_disjoint_views_or_targets_among_all():
+    generator = torch.Generator().manual_seed(0)
+    disjoint = RandomViewSampler(2, 3, targets_include_context=False)
+    among = RandomViewSampler(2, 3, targets_include_context=True)
+    overlaps = 0
+    for _ in range(50):
+        choice = disjoint(range(10, 16), generator)
+        assert len({*choice.context, *choice.target}) == 5 and set(choice.context) <= set(range(10, 16))
+        choice = among(range(10, 16), generator)
+        assert len(set(choice.target)) == 3
+        overlaps += bool(set(choice.context) & set(choice.target))
+    assert 25 < overlaps < 50  # 1 - C(3,3) / C(5,3) = 0.9 of the draws
+    with pytest.raises(ValueError, match="4 frames; expected at least 5, for 2 context and 3 target"):
+        disjoint(range(4), generator)
+
+
+def test_farthest_point_views_are_spread_and_independent_of_order():
+    angles = torch.tensor([0.0, 0.1, 0.2, 1.6, 1.7, 3.1, 3.2, 4.7])
+    poses = torch.eye(4)[:3].repeat(8, 1, 1)
+    poses[:, 0, 3], poses[:, 1, 3] = angles.cos(), angles.sin()
+    poses[:, :, 2] = poses[:, :, 3]
+    chosen = farthest_point_views(poses, 4)
+    assert sorted(int(angles[i] / 1.5) for i in chosen) == [0, 1, 2, 3]
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
+    assert {int(order[i]) for i in farthest_point_views(poses[order], 4)} == set(chosen)
+
+
+def test_evaluation_views_come_from_the_index_or_are_spread(collection):
+    scenes = opened(collection)
+    index = EvaluationIndex.read(collection / "evaluation_index.json")
+    test, val = scenes.load(scenes.split("test")[0]), scenes.load(scenes.split("val")[0])
+    assert choose_evaluation_views(test, index, 2, 4) == frames_choice([0, 3], [1, 5, 6])
+    choice = choose_evaluation_views(val, index, 3, 4)
+    assert len(choice.context) == 3 and len(choice.target) == 4 and not set(choice.context) & set(choice.target)
+    assert choose_evaluation_views(val, index, 3, 4) == choice
+
+
+def test_evaluation_targets_of_a_single_scene_are_never_context(scene):
+    scenes = opened(scene)
+    loaded = scenes.load(scenes.entries[0])
+    choice = choose_evaluation_views(loaded, None, 4, 8)
+    assert set(choice.target) == set(loaded.eval_frames) and set(choice.context) <= set(loaded.train_frames)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"context": [0, 1], "target": [1, 2]}, r"scene scene_5: frames \[1\] are context and target"),
+        ({"context": [0], "target": []}, "no context or no target"),
+        ({"context": [0]}, "KeyError: 'target'"),
+    ],
+)
+def test_bad_index_entries_are_refused(tmp_path, entry, message):
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"scene_5": entry}))
+    with pytest.raises(DataError, match=message):
+        EvaluationIndex.read(path)
+
+
+def test_index_with_unknown_scene_or_frame_is_refused_and_null_entries_are_counted(tmp_path, collection):
+    path = tmp_path / "index.json"
+    entry = {"context": [0], "target": [8]}
+    path.write_text(json.dumps({"scene_5": entry, "scene_9": entry, "scene_6": None}))
+    index, scenes = EvaluationIndex.read(path), opened(collection)
+    assert index.num_null == 1
+    with pytest.raises(DataError, match="names 1 scenes that are not in the evaluated split of the data: scene_9"):
+        index.listed(scenes.split("test"))
+    with pytest.raises(DataError, match="scene scene_5: frame 8; the scene has frames 0..7"):
+        choose_evaluation_views(scenes.load(scenes.split("test")[0]), index, 2, 4)
+
+
+def test_too_few_frames_for_evaluation_are_refused(tmp_path):
+    write_collection(tmp_path, "train val test", num_frames=3)
+    scenes = opened(tmp_path)
+    with pytest.raises(DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 3"):
+        choose_evaluation_views(scenes.load(scenes.split("test")[0]), None, 3, 1)
+
+
+# Training samples
+
+
+def test_samples_depend_on_seed_and_number_alone(collection):
+    scenes = opened(collection)
+    first, second = training_samples(scenes), training_samples(opened(collection))
+    backwards = {k: second[k] for k in (9, 4, 0)}
+    for k, sample in backwards.items():
+        assert torch.equal(first[k].rgb, sample.rgb) and torch.equal(first[k].camera_to_worlds, sample.camera_to_worlds)
+    assert not torch.equal(first[0].camera_to_worlds, training_samples(scenes, seed=1)[0].camera_to_worlds)
+
+
+def test_every_epoch_shows_every_training_scene_once(collection):
+    samples = training_samples(opened(collection))
+    epochs = [[samples._scene_in_epoch(k) for k in range(4 * e, 4 * e + 4)] for e in range(6)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_ranks_take_disjoint_samples_and_resume_continues():
+    ranks = [iter(StepBatches(0, 3, rank, 2)) for rank in (0, 1)]
+    batches = [[next(rank) for _ in range(4)] for rank in ranks]
+    seen = sorted(k for rank in batches for batch in rank for k in batch)
+    assert seen == list(range(24))
+    assert next(iter(StepBatches(3, 3, 1, 2))) == batches[1][3]
+
+
+def test_unreadable_scenes_are_skipped_and_reported(tmp_path):
+    write_collection(tmp_path, "train train train train val test")
+    for image in (tmp_path / "scene_1" / "images").iterdir():
+        image.write_bytes(b"not an image")
+    samples = training_samples(opened(tmp_path))
+    taken = [samples[k] for k in range(8)]
+    failures = [failure for sample in taken for failure in sample.failures]
+    assert len(failures) >= 2 and all("scene_1" in failure and "cannot be read" in failure for failure in failures)
+    assert all(sample.rgb.shape == (4, 16, 16, 3) for sample in taken)
+    shutil.rmtree(tmp_path / "scene_1" / "images")
+    assert any("does not exist" in failure for k in range(8) for failure in training_samples(opened(tmp_path))[k].failures)
+
+
+def test_training_stops_where_no_scene_can_be_used(tmp_path):
+    write_collection(tmp_path, "train train val test", num_frames=3)
+    samples = training_samples(opened(tmp_path))
+    with pytest.raises(DataError, match=rf"{MAX_ATTEMPTS} scenes in a row could not be used; the last: scene scene_.*has 3"):
+        samples[0]

@@ -1,0 +1,157 @@
+"""The network: parity with the official implementation, and what must not change its result."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_views, need_shared
+from test_geometry import move_world
+
+from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "check_parity.py"
+SMALL = EfficientLVSMConfig(width=64, num_layers=3, head_dim=16)
+
+
+@pytest.fixture
+def network() -> EfficientLVSM:
+    torch.manual_seed(0)
+    network = EfficientLVSM(SMALL).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # gains of 1 and tiny weights would hide mistakes
+            parameter.mul_(3).add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def parity(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+
+
+def test_parity_with_the_official_implementation():
+    result = parity(str(need_shared("parity/recorded_a.npz")))
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("c2w_normalized", "ray moment", "render\n", "render_incremental_1", "render_incremental_2"):
+        assert name in result.stdout
+    assert result.stdout.count("gradient") == 20
+
+
+def test_parity_script_notices_a_difference(tmp_path):
+    recorded = dict(np.load(need_shared("parity/recorded_a.npz")))
+    recorded["render"] = recorded["render"] + 1e-4
+    np.savez(tmp_path / "off.npz", **recorded)
+    result = parity(str(tmp_path / "off.npz"))
+    assert result.returncode == 1
+    assert [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("FAIL")] == ["render"]
+
+
+def test_paper_size_has_199_million_parameters():
+    with torch.device("meta"):
+        network = EfficientLVSM(EfficientLVSMConfig())
+    assert sum(p.numel() for p in network.parameters()) == 199_070_208
+
+
+def test_order_of_context_views_does_not_matter(network):
+    context, target = make_views(2, 4, 16, 24), make_views(2, 2, 16, 24, seed=1)
+    with torch.no_grad():
+        assert torch.allclose(network(context, target), network(context.select([2, 0, 3, 1]), target), atol=1e-5)
+
+
+def test_world_frame_does_not_matter(network):
+    context, target = make_views(1, 3, 16, 16), make_views(1, 2, 16, 16, seed=1)
+    moved_context, moved_target = (
+        replace(views, camera_to_world=move_world(views.camera_to_world)) for views in (context, target)
+    )
+    with torch.no_grad():
+        assert torch.allclose(network(context, target), network(moved_context, moved_target), atol=2e-5)
+
+
+def test_target_views_do_not_see_each_other(network):
+    context, target = make_views(1, 2, 16, 16), make_views(1, 3, 16, 16, seed=1)
+    with torch.no_grad():
+        memory = network.encode(context)
+        together = network.decode(memory, target)
+        alone = network.decode(memory, target.select([1]))
+    assert torch.allclose(together[:, 1:2], alone, atol=1e-6)
+
+
+def test_scenes_of_a_batch_do_not_see_each_other(network):
+    context, target = make_views(2, 2, 16, 16), make_views(2, 1, 16, 16, seed=1)
+    one = [replace(v, **{k: getattr(v, k)[1:] for k in ("camera_to_world", "directions", "intrinsics", "rgb")})
+           for v in (context, target)]  # fmt: skip
+    with torch.no_grad():
+        assert torch.allclose(network(context, target)[1:], network(*one), atol=1e-6)
+
+
+def test_memory_appended_and_selected_equals_memory_encoded_at_once(network):
+    views, target = make_views(1, 4, 16, 16), make_views(1, 1, 16, 16, seed=1)
+    frame = CanonicalFrame.estimate(views.camera_to_world)
+    with torch.no_grad():
+        memory = network.encode(views.select([0]), frame)
+        for view in (1, 2, 3):
+            memory = memory.append(network.encode(views.select([view]), frame))
+        assert torch.allclose(network.decode(memory, target), network(views, target, frame), atol=1e-6)
+        chosen = network.encode(views.select([3, 1]), frame)
+        assert torch.allclose(network.decode(memory.select([3, 1]), target), network.decode(chosen, target), atol=1e-6)
+    assert memory.num_views == 4 and memory.num_bytes == 3 * 2 * 4 * 4 * 64 * 4
+
+
+def test_memory_refuses_views_of_another_frame(network):
+    views = make_views(1, 3, 16, 16)
+    with torch.no_grad():
+        memory, other = network.encode(views.select([0, 1])), network.encode(views.select([2]))
+    with pytest.raises(ValueError, match="another canonical frame"):
+        memory.append(other)
+    with pytest.raises(ValueError, match=r"found views \[2\]; expected at least one of 0..1"):
+        memory.select([2])
+
+
+def test_co_refinement_reads_every_layer_of_the_encoder(network):
+    """The context features of each layer, not only the last, move the result."""
+    context, target = make_views(1, 2, 16, 16), make_views(1, 1, 16, 16, seed=1)
+    with torch.no_grad():
+        memory = network.encode(context)
+        whole = network.decode(memory, target)
+        for layer in range(SMALL.num_layers):
+            values = list(memory.values)
+            values[layer] = torch.zeros_like(values[layer])
+            assert (network.decode(replace(memory, values=tuple(values)), target) - whole).abs().max() > 1e-3
+
+
+def test_bf16_stays_close_to_fp32(network):
+    context, target = make_views(1, 2, 16, 16), make_views(1, 1, 16, 16, seed=1)
+    with torch.no_grad():
+        exact = network(context, target)
+        network.autocast_dtype = torch.bfloat16
+        memory = network.encode(context)
+        rounded = network.decode(memory, target)
+    assert memory.keys[0].dtype == torch.bfloat16 and memory.frame.axes.dtype == torch.float32
+    assert rounded.dtype == torch.float32
+    assert 1e-6 < (rounded - exact).abs().max() < 0.05
+
+
+def test_initialisation_is_scaled_by_depth():
+    torch.manual_seed(0)
+    network = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2))
+    for blocks, attention in ((network.context_blocks, "attention"), (network.target_blocks, "self_attention")):
+        for layer, block in enumerate(blocks):
+            std = getattr(block, attention).to_qkv.weight.std().item()
+            assert std == pytest.approx(0.02 / (2 * (layer + 1)) ** 0.5, rel=0.02)
+    assert network.head.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    official = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2, context_init="torch"))
+    bound = official.context_blocks[0].attention.to_qkv.weight.abs().max().item()
+    assert bound == pytest.approx(1 / 256**0.5, rel=0.01)  # torch's uniform default
+
+
+def test_sizes_that_do_not_fit_are_refused(network):
+    context = make_views(1, 2, 16, 16)
+    with pytest.raises(ValueError, match="20x16; expected multiples of the patch size 8"):
+        network(context, make_views(1, 1, 20, 16))
+    with pytest.raises(ValueError, match="need rgb"):
+        network.encode(context.without_rgb())
+    with pytest.raises(ValueError, match="width 100 is not a multiple of head_dim 64"):
+        EfficientLVSM(EfficientLVSMConfig(width=100))

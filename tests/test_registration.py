@@ -1,0 +1,120 @@
+"""What nerfstudio sees of the package, and the rules of the house."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("gsplat", "lpips", "moderngl", "trimesh", "open3d", "skimage", "torchmetrics.image.lpip")
+
+ALLOWED = {
+    # room: rooms of the package that it may import
+    "views": set(),
+    "geometry": set(),
+    "nn": {"views", "geometry"},
+    "cameras": {"views", "geometry"},
+    "training": {"nn", "views", "geometry"},
+    "data": {"views", "geometry", "cameras"},
+    "evaluation": {"views", "geometry"},
+    "model": {"views", "geometry", "nn", "cameras", "training", "evaluation"},
+    "pipeline": {"views", "geometry", "nn", "cameras", "training", "evaluation", "data", "model"},
+    "method_configs": {"nn", "training", "data", "model", "pipeline"},
+}
+TORCH_ONLY = ("views", "geometry", "nn")
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+
+
+def test_entry_points_are_the_methods_names():
+    from nerfstudio.plugins.types import MethodSpecification
+
+    ours = [point for point in entry_points(group="nerfstudio.method_configs") if "elvsm" in point.value]
+    assert sorted(point.name for point in ours) == ["efficient-lvsm", "efficient-lvsm-tiny"]
+    for point in ours:
+        spec = point.load()
+        assert isinstance(spec, MethodSpecification) and spec.config.method_name == point.name
+
+
+def test_sizes_of_the_methods():
+    import torch
+
+    from elvsm_nerfstudio.method_configs import efficient_lvsm, efficient_lvsm_tiny
+    from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
+
+    counts = []
+    for spec in (efficient_lvsm, efficient_lvsm_tiny):
+        with torch.device("meta"):
+            counts.append(sum(p.numel() for p in EfficientLVSM(spec.config.pipeline.model.network).parameters()))
+    assert counts == [199_070_208, 7_636_480]
+    assert efficient_lvsm.config.pipeline.datamanager.image_size == (256, 256)
+    assert efficient_lvsm_tiny.config.pipeline.datamanager.image_size == (64, 64)
+
+
+def test_configs_survive_yaml():
+    import yaml
+
+    from elvsm_nerfstudio.method_configs import efficient_lvsm, efficient_lvsm_tiny
+
+    for spec in (efficient_lvsm, efficient_lvsm_tiny):
+        assert yaml.load(yaml.dump(spec.config), Loader=yaml.Loader) == spec.config
+
+
+def test_importing_the_methods_is_light():
+    """Nothing heavy is imported beyond what nerfstudio's trainer and data managers import themselves."""
+    result = run_python(
+        "import sys\n"
+        "import nerfstudio.engine.trainer, nerfstudio.data.datamanagers.base_datamanager\n"
+        "before = set(sys.modules)\n"
+        "import elvsm_nerfstudio.method_configs as m\n"
+        "assert m.efficient_lvsm.config.method_name == 'efficient-lvsm', m.efficient_lvsm\n"
+        f"print([n for n in set(sys.modules) - before if n.startswith({HEAVY!r})])"
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_a_broken_installation_does_not_stop_other_methods():
+    result = run_python(
+        "import sys\n"
+        "sys.modules['einops'] = None\n"
+        "from nerfstudio.plugins.registry import discover_methods\n"
+        "methods, _ = discover_methods()\n"
+        "print(sorted(m for m in methods if 'lvsm' in m))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "elvsm_nerfstudio (cannot be imported: ModuleNotFoundError" in result.stdout.replace("\n", "")
+    assert result.stdout.strip().endswith("[]")
+
+
+def test_package_is_empty_at_import():
+    result = run_python("import sys, elvsm_nerfstudio; print([m for m in ('torch', 'nerfstudio') if m in sys.modules])")
+    assert result.stdout.strip() == "[]"
+
+
+def files() -> list[tuple[str, Path]]:
+    package = [(p.relative_to(ROOT / "elvsm_nerfstudio").parts[0].removesuffix(".py"), p)
+               for p in sorted((ROOT / "elvsm_nerfstudio").rglob("*.py"))]  # fmt: skip
+    return [*package, *(("method_configs", p) for p in sorted((ROOT / "method_configs").glob("*.py")))]
+
+
+@pytest.mark.parametrize("room, path", files(), ids=lambda value: str(getattr(value, "name", value)))
+def test_rooms_import_only_what_lies_below_them(room, path):
+    if room == "__init__":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for module in modules:
+            where = f"{path.relative_to(ROOT)}:{node.lineno} imports {module}"
+            parts = module.split(".")
+            if parts[0] == "elvsm_nerfstudio" and len(parts) > 1:
+                allowed = ALLOWED[room] | {room}
+                assert parts[1] in allowed, f"{where}; {room} may import {sorted(allowed)}"
+            if room in TORCH_ONLY:
+                known = (*sys.stdlib_module_names, "torch", "einops", "jaxtyping", "elvsm_nerfstudio", "__future__")
+                assert parts[0] in known, f"{where}; {room} may import torch, einops and jaxtyping only"
