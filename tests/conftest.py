@@ -142,3 +142,25 @@ def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.Complete
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
+
+
+def tiny_pipeline(data: Path, test_mode: str = "test", **datamanager):
+    """The pipeline of ``efficient-lvsm-tiny`` over some data, small enough for a test, in fp32."""
+    from copy import deepcopy
+
+    from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
+    from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+
+    config = deepcopy(efficient_lvsm_tiny.config.pipeline)
+    config.model.network = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
+    config.model.precision = "fp32"
+    options = dict(data=data, image_size=(16, 16), num_context_views=2, num_target_views=2, num_workers=0)
+    for name, value in {**options, **datamanager}.items():
+        assert hasattr(config.datamanager, name)
+        setattr(config.datamanager, name, value)
+    torch.manual_seed(0)
+    pipeline = config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
+    with torch.no_grad():
+        for parameter in pipeline.model.network.parameters():
+            parameter.mul_(3)
+    return pipeline.eval()

@@ -1,0 +1,145 @@
+"""The journeys of a user through nerfstudio's own programs, on tiny data and a tiny network."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_NETWORK, need_shared, run_cli
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def train(cwd: Path, data: Path, name: str, steps: int, *options: str) -> Path:
+    """Trains and returns the run's folder."""
+    run_cli(
+        "ns-train", "efficient-lvsm-tiny", *TINY_NETWORK, "--data", str(data), "--machine.device-type", "cpu",
+        "--vis", "tensorboard", "--max-num-iterations", str(steps), "--output-dir", "outputs",
+        "--experiment-name", name, "--timestamp", "run", "--steps-per-eval-image", "4", *options, cwd=cwd,
+    )  # fmt: skip
+    return cwd / "outputs" / name / "efficient-lvsm-tiny" / "run"
+
+
+def checkpoint(run: Path, step: int) -> dict:
+    return torch.load(run / "nerfstudio_models" / f"step-{step:09d}.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(scope="module")
+def run(workspace, collection) -> Path:
+    return train(workspace, collection, "straight", 6)
+
+
+def test_training_resumes_batch_for_batch(workspace, collection, run):
+    part = train(workspace, collection, "parts", 3)
+    train(workspace, collection, "resumed", 3, "--load-dir", str(part / "nerfstudio_models"))
+    straight, resumed = checkpoint(run, 5), checkpoint(workspace / "outputs/resumed/efficient-lvsm-tiny/run", 5)
+    assert any("network" in name for name in straight["pipeline"])
+    for name, tensor in straight["pipeline"].items():
+        assert torch.equal(tensor, resumed["pipeline"][name]), name
+    assert straight["schedulers"] == resumed["schedulers"]
+    moments = straight["optimizers"]["network"]["state"]
+    for index, state in resumed["optimizers"]["network"]["state"].items():
+        assert torch.equal(state["exp_avg_sq"], moments[index]["exp_avg_sq"])
+
+
+def test_training_is_logged(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    for name in ("Train Loss Dict/mse", "Train Metrics Dict/psnr", "gradient_norm/network", "skipped_steps/network",
+                 "Train Metrics Dict/skipped_scenes", "learning_rate/network", "Eval Images Metrics/psnr"):  # fmt: skip
+        assert name in scalars, scalars
+    assert "Eval Images/views" in events.Tags()["images"]
+    rates = [event.value for event in events.Scalars("learning_rate/network")]
+    assert rates[0] == pytest.approx(1e-3 * 2 / 200)
+
+
+def test_evaluation_twice_gives_the_same_json(workspace, run):
+    for name in ("first", "second"):
+        run_cli(
+            "ns-eval", "--load-config", str(run / "config.yml"), "--output-path", f"{name}.json",
+            "--render-output-path", f"{name}_pictures", cwd=workspace,
+        )  # fmt: skip
+    first, second = ((workspace / f"{name}.json").read_text() for name in ("first", "second"))
+    assert first == second
+
+    def refuse(token: str):
+        raise AssertionError(f"{token} is not JSON")
+
+    results = json.loads(first, parse_constant=refuse)["results"]
+    assert results["num_scenes"] == 2 and results["num_images"] == 6
+    images = json.loads((workspace / "first.images.json").read_text(), parse_constant=refuse)
+    assert results["psnr"] == pytest.approx(np.mean([row["psnr"] for row in images["images"]]))
+    assert images["timing"]["encode_ms_per_scene"]["median"] > 0
+    assert {path.name for path in (workspace / "first_pictures").glob("*.png")} == {"scene_5.png", "scene_6.png"}
+
+
+def test_camera_path_is_rendered(workspace, run):
+    orbit = workspace / "orbit.json"
+    options = "--load-config", str(run / "config.yml")
+    run_cli("python", str(SCRIPTS / "make_orbit.py"), *options, "--output", str(orbit), "--seconds", "1", "--fps", "3",
+            "--size", "21", "35", cwd=workspace)  # fmt: skip
+    run_cli("ns-render", "camera-path", *options, "--camera-path-filename", str(orbit), "--output-path", "orbit.mp4",
+            "--output-format", "images", "--image-format", "png", cwd=workspace)  # fmt: skip
+    frames = [np.array(Image.open(path)) for path in sorted((workspace / "orbit").glob("*.png"))]
+    assert len(frames) == 3 and all(frame.shape == (21, 35, 3) for frame in frames)
+    assert not np.array_equal(frames[0], frames[1])
+
+
+@pytest.mark.parametrize(
+    "command, frames",
+    [(["interpolate", "--pose-source", "train", "--interpolation-steps", "4"], 4),
+     (["spiral", "--seconds", "0.2"], 4)],
+    ids=["interpolate", "spiral"],
+)  # fmt: skip
+def test_paths_between_and_around_views_are_rendered(workspace, run, command, frames):
+    import mediapy
+
+    video = f"{command[0]}.mp4"
+    run_cli("ns-render", *command, "--load-config", str(run / "config.yml"), "--output-path", video, cwd=workspace)
+    shown = mediapy.read_video(workspace / video)
+    assert len(shown) >= frames and shown[0].std() > 0
+
+
+def test_dataset_is_rendered_and_scored_alike(workspace, run):
+    """ns-render's pictures are those that ns-eval scored."""
+    run_cli("ns-render", "dataset", "--load-config", str(run / "config.yml"), "--output-path", "renders",
+            "--image-format", "png", "--split", "train+test", cwd=workspace)  # fmt: skip
+    renders = workspace / "renders/test"
+    assert sorted(path.name for path in renders.iterdir()) == ["gt-rgb", "rgb"]
+    assert sorted(path.name for path in (renders / "rgb").iterdir()) == ["001.png", "005.png", "006.png"]
+    assert len(list((workspace / "renders/train/rgb").iterdir())) == 2
+    rgb, truth = (np.array(Image.open(renders / kind / "005.png"), dtype=float) / 255 for kind in ("rgb", "gt-rgb"))
+    run_cli("ns-eval", "--load-config", str(run / "config.yml"), "--output-path", "scored.json", cwd=workspace)
+    rows = json.loads((workspace / "scored.images.json").read_text())["images"]
+    (row,) = [row for row in rows if (row["scene"], row["image"]) == ("scene_5", "005")]
+    assert -10 * np.log10(((rgb - truth) ** 2).mean()) == pytest.approx(row["psnr"], abs=0.05)
+
+
+def test_one_capture_of_real_photos(workspace):
+    run = train(workspace, need_shared("data/fox"), "fox", 2)
+    run_cli("ns-eval", "--load-config", str(run / "config.yml"), "--output-path", "fox.json", cwd=workspace)
+    results = json.loads((workspace / "fox.json").read_text())["results"]
+    assert results["num_images"] == 5 and results["num_scenes"] == 1 and results["psnr"] > 3
+
+
+def test_bad_data_stops_with_the_reason(workspace):
+    result = run_cli(
+        "ns-train", "efficient-lvsm-tiny", "--data", "nowhere", "--machine.device-type", "cpu", "--vis", "tensorboard",
+        cwd=workspace, check=False,
+    )  # fmt: skip
+    assert result.returncode != 0 and "--data nowhere does not exist" in result.stderr
+
+
+def test_python_of_the_tests_is_that_of_the_programs():
+    assert (Path(sys.executable).parent / "ns-train").exists(), "nerfstudio is not installed in this environment"

@@ -1,0 +1,228 @@
+"""The nerfstudio model and pipeline, in process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import edit_json, need_shared, tiny_pipeline, write_collection, write_scene
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from PIL import Image
+
+from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.model import autocast_dtype
+
+
+@pytest.fixture(scope="module")
+def pipeline(collection):
+    return tiny_pipeline(collection)
+
+
+def camera_of(pipeline, height: int, width: int, **changes) -> Cameras:
+    poses = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[:1]
+    return Cameras(poses, fx=40.0, fy=40.0, cx=20.0, cy=24.0, height=height, width=width, **changes)
+
+
+def test_any_size_is_rendered_as_the_crop_of_the_padded_one(pipeline):
+    odd = pipeline.model.get_outputs_for_camera(camera_of(pipeline, 41, 53))["rgb"]
+    whole = pipeline.model.get_outputs_for_camera(camera_of(pipeline, 48, 56))["rgb"]
+    assert odd.shape == (41, 53, 3)
+    assert torch.equal(odd, whole[:41, :53])
+    assert odd.std() > 1e-3
+
+
+def test_a_camera_without_batch_and_other_lenses_render(pipeline):
+    single = camera_of(pipeline, 16, 16)[0]
+    assert single.shape == ()
+    assert pipeline.model.get_outputs_for_camera(camera=single, obb_box=None)["rgb"].shape == (16, 16, 3)
+    fisheye = camera_of(pipeline, 16, 24, camera_type=CameraType.FISHEYE, distortion_params=torch.zeros(6))
+    assert pipeline.model.get_outputs_for_camera(fisheye)["rgb"].isfinite().all()
+
+
+def test_context_is_encoded_once_and_again_when_weights_change(pipeline):
+    model = pipeline.model
+    memory = model.memory()
+    assert model.memory() is memory
+    before = model.get_outputs_for_camera(camera_of(pipeline, 16, 16))["rgb"]
+    optimizer = torch.optim.AdamW(model.network.parameters(), lr=1e-2)
+    views = pipeline.datamanager.evaluation_scene(0).views
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.get_outputs(views)["rgb"].sum().backward()
+    optimizer.step()
+    assert model.memory() is not memory
+    assert not torch.equal(model.get_outputs_for_camera(camera_of(pipeline, 16, 16))["rgb"], before)
+    model.load_state_dict(state)
+    assert torch.equal(model.get_outputs_for_camera(camera_of(pipeline, 16, 16))["rgb"], before)
+
+
+def test_context_is_not_in_the_state_dict_and_is_needed(pipeline):
+    names = list(pipeline.state_dict())
+    assert all(name.startswith("_model.network.") or name == "_model.device_indicator_param" for name in names)
+    context, pipeline.model._context = pipeline.model._context, None
+    with pytest.raises(RuntimeError, match="no context views: call set_context"):
+        pipeline.model.memory()
+    pipeline.model._context = context
+
+
+def test_depth_is_there_for_the_viewer_only(pipeline):
+    outputs = pipeline.model.get_outputs_for_camera(camera_of(pipeline, 16, 16))
+    assert list(outputs) == ["rgb"] and outputs["depth"].shape == outputs["accumulation"].shape == (16, 16, 1)
+    assert pipeline.model.get_rgba_image(outputs).shape == (16, 16, 4)
+    with pytest.raises(KeyError):
+        outputs["normals"]
+
+
+@pytest.mark.parametrize("composite_depth", [True, False])
+def test_viewer_renders_in_every_state_at_odd_sizes(pipeline, tmp_path, composite_depth):
+    from nerfstudio.configs.base_config import ViewerConfig
+    from nerfstudio.viewer.render_state_machine import RenderStateMachine
+    from nerfstudio.viewer.utils import CameraState
+    from nerfstudio.viewer.viewer import Viewer
+
+    config = ViewerConfig(default_composite_depth=composite_depth, websocket_port_default=7107)
+    viewer = Viewer(config, tmp_path / "viewer.log", pipeline.datamanager.get_datapath(), pipeline)
+    try:
+        viewer.init_scene(pipeline.datamanager.train_dataset, "completed", pipeline.datamanager.eval_dataset)
+        viewer.control_panel._max_res.value = 100
+        machine = RenderStateMachine(viewer, 1.0, client=None)
+        pose = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
+        sizes = set()
+        for state in ("low_move", "low_static", "high"):
+            machine.state = state
+            camera = CameraState(fov=0.9, aspect=1.37, c2w=pose, camera_type=CameraType.PERSPECTIVE)
+            outputs = machine._render_img(camera)
+            sizes.add(outputs["rgb"].shape)
+            assert outputs["rgb"].isfinite().all() and outputs["rgb"].std() > 1e-3
+            assert ("gl_z_buf_depth" in outputs) == composite_depth
+        assert (72, 100, 3) in sizes
+    finally:
+        viewer.viser_server.stop()
+
+
+def test_inference_uses_the_resolution_and_context_of_test(collection):
+    test, inference = tiny_pipeline(collection, "test"), tiny_pipeline(collection, "inference")
+    assert torch.equal(test.model._context[0].rgb, inference.model._context[0].rgb)
+    camera = camera_of(test, 16, 16)
+    assert torch.equal(
+        test.model.get_outputs_for_camera(camera)["rgb"], inference.model.get_outputs_for_camera(camera)["rgb"]
+    )
+
+
+def test_context_target_frame_is_the_papers_protocol(collection):
+    pipeline = tiny_pipeline(collection)
+    views = pipeline.datamanager.evaluation_scene(0).views
+    pipeline.model.config = replace(pipeline.model.config, canonical_frame="context+target")
+    centres = torch.cat([v.camera_to_world[:, :, :3, 3] for v in (views.context, views.target)], dim=1)
+    assert torch.allclose(pipeline.model.frame_of(views).centre, centres.mean(dim=1), atol=1e-6)
+    pipeline.model.config = replace(pipeline.model.config, canonical_frame="context")
+    assert torch.allclose(
+        pipeline.model.frame_of(views).centre, views.context.camera_to_world[:, :, :3, 3].mean(dim=1), atol=1e-6
+    )
+
+
+def test_evaluation_walks_every_scene_of_the_index(pipeline, tmp_path):
+    averages = pipeline.get_average_eval_image_metrics(output_path=tmp_path, get_std=True)
+    report = json.loads((tmp_path / "metrics.images.json").read_text())
+    rows = report["images"]
+    assert [(row["scene"], row["image"]) for row in rows] == [
+        (scene, image) for scene in ("scene_5", "scene_6") for image in ("001", "005", "006")
+    ]
+    assert averages["num_images"] == 6 and averages["num_scenes"] == 2
+    assert averages["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
+    assert averages["psnr_std"] == pytest.approx(np.std([row["psnr"] for row in rows]))
+    assert set(report["timing"]["encode_ms_per_scene"]) == {"median", "min", "max"}
+    assert np.array(Image.open(tmp_path / "scene_5.png")).shape == (3 * 16 + 8, 3 * 16 + 8, 3)
+    saved = np.array(Image.open(tmp_path / "predictions/scene_6/005.png"), dtype=np.float32) / 255
+    scene = pipeline.datamanager.evaluation_scene(1)
+    error = ((saved - scene.views.target.rgb[0, 1].numpy()) ** 2).mean()
+    assert -10 * np.log10(error) == pytest.approx(rows[4]["psnr"], abs=0.05)
+
+
+def test_evaluation_leaves_the_shown_context_and_the_mode_alone(pipeline):
+    context = pipeline.model._context
+    pipeline.train()
+    metrics, images = pipeline.get_eval_image_metrics_and_images(step=3)
+    _, losses, _ = pipeline.get_eval_loss_dict(step=1)
+    assert pipeline.model.training and pipeline.model._context is context
+    assert metrics["num_rays"] == 256 and images["views"].shape[-1] == 3 and losses["mse"] > 0
+    pipeline.eval()
+
+
+def test_checkpoint_of_another_architecture_is_refused(pipeline, collection):
+    state = dict(pipeline.state_dict())
+    state["_model.network.head.weight"] = torch.zeros(1, 1)
+    del state["_model.network.context_tokenizer.weight"]
+    with pytest.raises(ValueError, match="another architecture(.|\n)*missing network.context_tokenizer(.|\n)*found shape"):
+        pipeline.load_pipeline(state, step=1)
+
+
+def test_data_parallel_checkpoints_load(pipeline):
+    state = {name.replace("_model.", "_model.module."): value for name, value in pipeline.state_dict().items()}
+    pipeline.load_pipeline(state, step=1)
+
+
+def test_image_size_must_fit_the_patches(collection):
+    with pytest.raises(ValueError, match="--pipeline.datamanager.image-size 20 16: expected multiples of the patch size 8"):
+        tiny_pipeline(collection, image_size=(20, 16))
+
+
+def test_evaluation_stops_at_an_unreadable_image(tmp_path):
+    write_collection(tmp_path, "train val test test", num_frames=6)
+    pipeline = tiny_pipeline(tmp_path)
+    for image in (tmp_path / "scene_3" / "images").iterdir():
+        image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"scene_3/images/.*png cannot be read"):
+        pipeline.get_average_eval_image_metrics()
+
+
+def test_single_scene_with_too_few_frames_to_train_on(tmp_path):
+    data = write_scene(tmp_path / "few", num_frames=10)
+    pipeline = tiny_pipeline(data, "val", num_target_views=8)
+    with pytest.raises(DataError, match="few has 9 frames to train on; expected at least 10: .*--pipeline.datamanager.num-t"):
+        pipeline.datamanager.next_train(0)
+
+
+def test_single_scene_without_held_out_frames(tmp_path):
+    data = write_scene(tmp_path / "few", num_frames=5)
+    with pytest.raises(DataError, match="few has 5 frames for context and 0 others for targets.*train-split-fraction"):
+        tiny_pipeline(data)
+
+
+def test_unknown_scene_to_show_and_missing_split(tmp_path, collection):
+    with pytest.raises(DataError, match="scene nowhere: .*has no such scene; it has scene_5"):
+        tiny_pipeline(collection, scene="nowhere")
+    write_collection(tmp_path, "train val test", num_frames=6)
+    edit_json(tmp_path / "scenes.json", lambda s: s["scenes"].pop())
+    with pytest.raises(DataError, match="has no scene in its test split"):
+        tiny_pipeline(tmp_path)
+
+
+def test_training_batches_resume_where_they_stopped(collection):
+    straight, resumed = tiny_pipeline(collection, "val"), tiny_pipeline(collection, "val")
+    batches = [straight.datamanager.next_train(step)[0] for step in range(6)]
+    for step in (4, 5):
+        views = resumed.datamanager.next_train(step)[0]
+        assert torch.equal(views.target.rgb, batches[step].target.rgb)
+        assert torch.equal(views.context.camera_to_world, batches[step].context.camera_to_world)
+
+
+def test_real_photos_keep_their_distorted_rays():
+    pipeline = tiny_pipeline(need_shared("data/fox"), num_context_views=3)
+    context = pipeline.model._context[0]
+    dataset = pipeline.datamanager.train_dataset
+    expected = views_from_cameras(dataset.cameras, patch_size=1).directions
+    assert torch.allclose(context.directions, expected, atol=1e-6)
+    dataset.cameras.distortion_params = None
+    assert (views_from_cameras(dataset.cameras, 1).directions - expected).abs().max() > 1e-3
+    shown = {Path(name) for name in dataset.image_filenames}
+    assert not shown & set(pipeline.datamanager.eval_dataset.image_filenames)
+
+
+def test_precision_follows_the_device():
+    assert autocast_dtype("fp32", torch.device("cpu")) is None
+    assert autocast_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    expected = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    assert autocast_dtype("auto", torch.device("cpu")) == expected
