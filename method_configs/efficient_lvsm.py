@@ -56,7 +56,7 @@ def _tiny() -> TrainerConfig:
             targets_include_context=False,
             num_workers=1,
         ),
-        model=replace(config.pipeline.model, network=EfficientLVSMConfig(width=256, num_layers=4)),
+        model=replace(config.pipeline.model, network=EfficientLVSMConfig(width=256, num_layers=4, init_std=0.035)),
     )
     config.optimizers = {
         "network": {

@@ -38,8 +38,16 @@ class Difference:
 
 
 def compare(fixture: Path) -> list[Difference]:
-    """Every quantity that a fixture records, against ours."""
+    """Every quantity that a fixture records, against ours.
+
+    Raises:
+        ValueError: for a fixture of another architecture, or none at all.
+    """
     recorded = {name: torch.from_numpy(value) for name, value in np.load(fixture).items()}
+    if "meta" not in recorded or "state/self_cross_blocks.0.cross_attn.to_q.weight" not in recorded:
+        raise ValueError(
+            f"{fixture} is not a recording of Efficient-LVSM: it has no meta or no cross-attention weights"
+        )
     height, width, num_context, _, channels, head_dim, layers, patch = recorded["meta"].tolist()
     state = {name[len("state/") :]: x for name, x in recorded.items() if name.startswith("state/")}
     mlp_ratio = state["input_self_attn_blocks.0.mlp.mlp.0.weight"].shape[0] // channels
@@ -95,7 +103,10 @@ def main(fixture: tyro.conf.Positional[Path]) -> None:
     Args:
         fixture: the .npz file; sizes are read from it.
     """
-    differences = compare(fixture)
+    try:
+        differences = compare(fixture)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     for difference in differences:
         mark = "ok  " if difference.ok else "FAIL"
         print(f"{mark} {difference.value:9.2e} (tolerance {difference.tolerance:.0e})  {difference.name}")

@@ -13,58 +13,55 @@ A run that was stopped, by whatever means, goes on where it was when the same co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-import zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from furniture import (
+    SPLITS,
+    CatalogueObject,
+    InputError,
+    hash_fraction,
+    prepare_furniture,
+    read_furniture,
+    select_objects,
+)
+
 INSTALL_HINT = 'pip install "elvsm-nerfstudio[objects]"'
 
 try:
-    import numpy as np
     import tyro
-    from object_renderer import EmbreeRenderer, GLRenderer, NoGLContextError, ObjectMesh, Renderer, load_object
+    from object_renderer import EmbreeRenderer, GLRenderer, NoGLContextError, Renderer
+    from object_scene import (
+        NUM_CONTEXT_VIEWS,
+        NUM_TARGET_VIEWS,
+        Settings,
+        evaluation_views,
+        image_name,
+        partial_folder,
+        random_generator,
+        view_directions,
+        write_json,
+        write_scene,
+    )
     from PIL import Image
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 except ImportError as error:
     sys.exit(f"error: the Python package '{error.name}' is missing. Install it: {INSTALL_HINT}")
 
-PACKAGE = "sweethome3d-furniture"
-CATALOGUE = "PluginFurnitureCatalog.properties"
 COLLECTION_FORMAT = "elvsm-scenes/1"
-SCENE_FORMAT = "elvsm-objects/1"
-"""Goes up when the pictures or poses of a scene change for the same settings."""
-
-SPLITS = ("train", "val", "test")
-HELD_OUT_SHARE = 60 / 820
-"""Share of the validation split, and of the test split."""
-
-FIELD_OF_VIEW_DEGREES = 50.0
-ELEVATION_RANGE_DEGREES = (-10.0, 60.0)
-FRAME_MARGIN = 0.05
-"""Share of the half picture that stays free on each side."""
-MIN_DISTANCE = 1.5
-"""In radii of the bounding sphere: a rod seen along its axis would otherwise pull the camera right up to it."""
-
-NUM_CONTEXT_VIEWS = 4
-NUM_TARGET_VIEWS = 4
-PNG_COMPRESSION = 1
-
 SHEET_COLUMNS, SHEET_ROWS = 12, 8
 SHEET_CELL = 128
 
@@ -74,16 +71,6 @@ console = Console(stderr=True)
 def say(text: str, style: str | None = None) -> None:
     """Prints a line as it is: paths may hold brackets, and a log file is no place to wrap lines at 80 characters."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-class InputError(Exception):
-    """Something the user can put right; the message says how."""
-
-
-def default_furniture_cache() -> Path:
-    """The folder for the downloaded furniture, in the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "elvsm-nerfstudio" / "furniture"
 
 
 @dataclass
@@ -112,374 +99,6 @@ class Args:
     """Processes that render; as many as there are CPU cores if not given."""
     furniture_cache: Path | None = None
     """Folder for the downloaded furniture; elvsm-nerfstudio/furniture in the user's cache folder if not given."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The furniture
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CatalogueObject:
-    """One model of a furniture library."""
-
-    name: str
-    """Scene name: unique, and safe as a folder name."""
-    title: str
-    category: str
-    creator: str
-    library: str
-    licence: str
-    model: Path
-    """The OBJ file."""
-    rotation: tuple[float, ...]
-    """Row-major 3x3 rotation that sets the model upright, applied to the coordinates of the OBJ file."""
-
-    @property
-    def split(self) -> str:
-        """train, val or test. Depends on nothing but the name."""
-        position = hash_fraction(self.name)
-        if position < HELD_OUT_SHARE:
-            return "val"
-        return "test" if position < 2 * HELD_OUT_SHARE else "train"
-
-
-def hash_fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text only. The prefix puts 63 of the 820 objects into val, 59 into test."""
-    return int.from_bytes(hashlib.sha256(f"elvsm/{text}".encode()).digest()[:6], "big") / 2**48
-
-
-def prepare_furniture(cache: Path) -> Path:
-    """Downloads and unpacks the furniture unless that was done before.
-
-    Returns:
-        The folder that holds one folder per library.
-    """
-    libraries = cache / "libraries"
-    if libraries.is_dir():
-        return libraries
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--furniture-cache: found {cache}, which cannot be made a folder ({error.strerror}); expected a folder "
-            "that can be written to. Choose another one."
-        ) from error
-    packages = sorted(cache.glob(f"{PACKAGE}_*.deb"))
-    unpack_furniture(packages[-1] if packages else download_furniture(cache), libraries)
-    return libraries
-
-
-def download_furniture(cache: Path) -> Path:
-    """Downloads the package with apt-get, which needs no rights, and returns the file."""
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise InputError(
-            f"--furniture-cache: found no furniture in {cache} and no apt-get and dpkg-deb to fetch it with; expected "
-            f"a Debian or Ubuntu system. Make the folder {cache / 'libraries'} on such a system with this script, and "
-            "copy it here."
-        )
-    say(f"Downloading {PACKAGE} (120 MB) to {cache}")
-    partial = cache / ".download.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    command = ["apt-get", "download", PACKAGE]
-    done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
-    if done.returncode != 0 and os.geteuid() == 0:
-        say("apt-get does not find the package; running apt-get update")
-        subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
-        done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise InputError(
-            f"`{' '.join(command)}` failed: {done.stderr.strip()}\n"
-            "If the package is unknown, run `sudo apt-get update` (on Ubuntu also `sudo add-apt-repository universe`) "
-            f"and start again. Or put the package file into {cache} by hand."
-        )
-    downloaded = next(partial.glob("*.deb"))
-    package = cache / downloaded.name
-    os.replace(downloaded, package)
-    shutil.rmtree(partial)
-    return package
-
-
-def unpack_furniture(package: Path, libraries: Path) -> None:
-    """Unpacks the package, and the libraries in it, into the folder `libraries`, which appears when all is done."""
-    say(f"Unpacking {package.name} (377 MB)")
-    partial = libraries.with_name(".libraries.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    done = subprocess.run(["dpkg-deb", "-x", package, partial / "package"], capture_output=True, text=True)
-    archives = sorted(partial.glob("package/usr/share/sweethome3d/furniture/*.sh3f"))
-    if done.returncode != 0 or not archives:
-        cause = done.stderr.strip() or "there is no *.sh3f in it"
-        raise InputError(
-            f"--furniture-cache: found {package}, which cannot be unpacked ({cause}); "
-            f"expected Debian's package {PACKAGE}. Delete the file, and start again to download it."
-        )
-    for archive in archives:
-        with zipfile.ZipFile(archive) as content:
-            content.extractall(partial / "libraries" / archive.stem)
-    os.rename(partial / "libraries", libraries)
-    shutil.rmtree(partial)
-
-
-def read_furniture(libraries: Path, wanted: tuple[str, ...]) -> list[CatalogueObject]:
-    """Reads the catalogues of the wanted libraries (all if none is named); the objects are sorted by name."""
-    found = sorted(catalogue.parent.name for catalogue in libraries.glob(f"*/{CATALOGUE}"))
-    if not found:
-        raise InputError(
-            f"--furniture-cache: found no */{CATALOGUE} in {libraries}; expected the unpacked furniture libraries. "
-            "Delete that folder, and start again to unpack them anew."
-        )
-    unknown = sorted(set(wanted) - set(found))
-    if unknown:
-        raise InputError(
-            f"--libraries: found {', '.join(unknown)}; expected some of {', '.join(found)}. Correct the names."
-        )
-    objects = [item for library in wanted or found for item in read_catalogue(libraries / library)]
-    objects.sort(key=lambda item: item.name)
-    for before, after in zip(objects, objects[1:], strict=False):
-        if before.name == after.name:
-            raise InputError(f"--libraries: {before.model} and {after.model} both get the scene name {after.name}.")
-    return objects
-
-
-def read_catalogue(library: Path) -> list[CatalogueObject]:
-    """Reads a library's catalogue: lines `property#number=value`, and `license=...` for all of them."""
-    properties = read_properties(library / CATALOGUE)
-    licence = " ".join(properties.get("license", "unknown").split())
-    objects = []
-    for key, model in properties.items():
-        if not key.startswith("model#"):
-            continue
-        number = key.removeprefix("model#")
-        rotation = properties.get(f"modelRotation#{number}", "1 0 0 0 1 0 0 0 1")
-        objects.append(
-            CatalogueObject(
-                name=scene_name(library.name, model),
-                title=properties.get(f"name#{number}", ""),
-                category=properties.get(f"category#{number}", ""),
-                creator=properties.get(f"creator#{number}", ""),
-                library=library.name,
-                licence=licence,
-                model=library / model.lstrip("/"),
-                rotation=tuple(float(value) for value in rotation.split()),
-            )
-        )
-    return objects
-
-
-def read_properties(path: Path) -> dict[str, str]:
-    r"""Reads a Java properties file: Latin-1, \uXXXX and \x escapes, lines that go on after a final backslash."""
-    text = re.sub(r"\\\r?\n[ \t]*", "", path.read_text(encoding="latin-1"))
-    properties = {}
-    for line in text.splitlines():
-        key, equals, value = line.partition("=")
-        if equals and not line.startswith(("#", "!")):
-            properties[key.strip()] = re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", _unescape, value.strip())
-    return properties
-
-
-def _unescape(match: re.Match) -> str:
-    return chr(int(match[1], 16)) if match[1] else match[2]
-
-
-def scene_name(library: str, model: str) -> str:
-    """The scene name of a model, given its path in the library.
-
-    The libraries keep a model in /<library>/<model>/<model>.obj, so parts that say nothing new are left out.
-    """
-    path = re.sub(r"\.obj$", "", model.strip("/"), flags=re.IGNORECASE)
-    slugs: list[str] = []
-    for part in (library, *path.split("/")):
-        slug = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")
-        if slug not in slugs[-1:]:
-            slugs.append(slug)
-    return "-".join(slugs)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Choosing objects and cameras
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def select_objects(objects: list[CatalogueObject], args: Args) -> list[CatalogueObject]:
-    """Takes as many objects of each split as the options ask for, in the order of their names' hash.
-
-    Small sets hold at least one object of each split that the libraries have, and are part of the larger ones.
-    """
-    pools = {split: [item for item in objects if item.split == split] for split in SPLITS}
-    total = len(objects) if args.num_objects is None else args.num_objects
-    if not len(SPLITS) <= total <= len(objects):
-        raise InputError(
-            f"--num-objects: found {total}; expected {len(SPLITS)} to {len(objects)}, the objects of the chosen "
-            "libraries. Change it, or choose other --libraries."
-        )
-
-    def share(split: str) -> int:
-        return min(len(pools[split]), max(1, round(total * len(pools[split]) / len(objects))))
-
-    num_val = share("val") if args.num_val_objects is None else args.num_val_objects
-    num_test = share("test") if args.num_test_objects is None else args.num_test_objects
-    num_train = len(pools["train"]) if args.num_objects is None else total - num_val - num_test
-    selected = []
-    for split, count in zip(SPLITS, (num_train, num_val, num_test), strict=True):
-        if not (1 if split == "train" else 0) <= count <= len(pools[split]):
-            raise InputError(
-                f"--num-objects, --num-val-objects, --num-test-objects: found {num_train} train, {num_val} val and "
-                f"{num_test} test objects; the chosen libraries hold {len(pools['train'])}, {len(pools['val'])} and "
-                f"{len(pools['test'])}, and at least one must be of train. Change the numbers or --libraries."
-            )
-        selected += sorted(pools[split], key=lambda item: hash_fraction(item.name))[:count]
-    return sorted(selected, key=lambda item: item.name)
-
-
-def random_generator(seed: int, name: str, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on these three and on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{name}/{purpose}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
-def view_directions(seed: int, name: str, num_views: int) -> np.ndarray:
-    """[views, 3] unit vectors from the object to its cameras: azimuth and elevation are uniform in their ranges."""
-    uniform = random_generator(seed, name, "cameras").uniform(size=(num_views, 2))
-    low, high = np.radians(ELEVATION_RANGE_DEGREES)
-    azimuth, elevation = 2 * np.pi * uniform[:, 0], low + (high - low) * uniform[:, 1]
-    return np.stack(
-        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=-1
-    )
-
-
-def focal_length(resolution: int) -> float:
-    """In pixels."""
-    return resolution / 2 / math.tan(math.radians(FIELD_OF_VIEW_DEGREES / 2))
-
-
-def fitted_poses(mesh: ObjectMesh, directions: np.ndarray) -> np.ndarray:
-    """Cameras that look at the origin, as near as they can be without cropping the object.
-
-    Args:
-        mesh: the object, its bounding box centred on the origin.
-        directions: [views, 3] unit vectors from the origin to the cameras.
-
-    Returns:
-        [views, 4, 4] camera-to-world, OpenGL axes (+X right, +Y up, -Z forward), world +Z up.
-    """
-    points = mesh.positions.reshape(-1, 3)
-    half_extent = math.tan(math.radians(FIELD_OF_VIEW_DEGREES / 2)) * (1 - FRAME_MARGIN)
-    nearest = MIN_DISTANCE * float(np.linalg.norm(points, axis=-1).max())
-    poses = np.tile(np.eye(4), (len(directions), 1, 1))
-    for pose, backward in zip(poses, directions, strict=True):
-        right = np.cross([0.0, 0.0, 1.0], backward)
-        right /= np.linalg.norm(right)
-        pose[:3, :3] = np.stack([right, np.cross(backward, right), backward], axis=-1)
-        in_camera = points @ pose[:3, :3].astype(np.float32)
-        # A point is inside the frame if |x| and |y| are at most half_extent * (distance - z).
-        fits = np.abs(in_camera[:, :2]).max(axis=-1) / half_extent + in_camera[:, 2]
-        pose[:3, 3] = max(float(fits.max()), nearest) * backward
-    return poses
-
-
-def evaluation_views(directions: np.ndarray, generator: np.random.Generator) -> dict[str, list[int]]:
-    """Context views far apart from each other, beginning with view 0, and random target views among the others.
-
-    Args:
-        directions: [views, 3] unit vectors from the object to its cameras.
-        generator: chooses the target views.
-
-    Returns:
-        {"context": frame numbers, "target": frame numbers}, disjoint.
-    """
-    context = [0]
-    while len(context) < NUM_CONTEXT_VIEWS:
-        closeness = (directions @ directions[context].T).max(axis=1)
-        closeness[context] = np.inf
-        context.append(int(closeness.argmin()))
-    others = np.setdiff1d(np.arange(len(directions)), context)
-    target = np.sort(generator.choice(others, size=NUM_TARGET_VIEWS, replace=False))
-    return {"context": context, "target": target.tolist()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing one scene
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the pictures and poses of a scene depend on, besides the object."""
-
-    resolution: int
-    views_per_object: int
-    seed: int
-    renderer: str
-
-    def as_json(self) -> dict:
-        """As it stands in transforms.json under "made_with"."""
-        return {"format": SCENE_FORMAT, **vars(self)}
-
-
-def partial_folder(output: Path, item: CatalogueObject) -> Path:
-    """Where a scene is kept until it is complete."""
-    return output / f".{item.name}.partial"
-
-
-def image_name(index: int) -> str:
-    """File name of a picture, relative to the scene's folder."""
-    return f"images/{index:03d}.png"
-
-
-def write_scene(item: CatalogueObject, output: Path, settings: Settings, renderer: Renderer) -> None:
-    """Renders one object into `<output>/<name>`, a folder which appears when the scene is complete."""
-    mesh = load_object(item.model, np.reshape(item.rotation, (3, 3)))
-    poses = fitted_poses(mesh, view_directions(settings.seed, item.name, settings.views_per_object))
-    focal = focal_length(settings.resolution)
-    pictures = renderer.render(mesh, poses, focal)
-    if not pictures[..., 3].any():
-        raise ValueError(f"nothing can be seen of {item.model.name}")
-
-    partial = partial_folder(output, item)
-    (partial / "images").mkdir(parents=True)
-    for index, picture in enumerate(pictures):
-        Image.fromarray(picture).save(partial / image_name(index), compress_level=PNG_COMPRESSION)
-    write_json(partial / "transforms.json", scene_json(item, settings, focal, poses))
-    os.rename(partial, output / item.name)
-
-
-def scene_json(item: CatalogueObject, settings: Settings, focal: float, poses: np.ndarray) -> dict:
-    """The content of a scene's transforms.json, in nerfstudio's format."""
-    side = settings.resolution
-    return {
-        "camera_model": "OPENCV",
-        "w": side,
-        "h": side,
-        "fl_x": focal,
-        "fl_y": focal,
-        "cx": side / 2,
-        "cy": side / 2,
-        "made_with": settings.as_json(),
-        "object": describe_object(item),
-        "frames": [
-            {"file_path": image_name(index), "transform_matrix": pose.tolist()} for index, pose in enumerate(poses)
-        ],
-    }
-
-
-def describe_object(item: CatalogueObject) -> dict[str, str]:
-    """What the catalogue says about the object; CC-BY asks for the creator and the licence."""
-    return {
-        "title": item.title,
-        "category": item.category,
-        "library": item.library,
-        "licence": item.licence,
-        "creator": item.creator,
-    }
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file that is either the old one or the new one, whatever happens."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -642,9 +261,7 @@ def write_collection(output: Path, items: list[CatalogueObject], settings: Setti
         "resolution": settings.resolution,
         "views_per_object": settings.views_per_object,
         "seed": settings.seed,
-        "scenes": [
-            {"name": item.name, "path": item.name, "split": item.split, **describe_object(item)} for item in items
-        ],
+        "scenes": [{"name": item.name, "path": item.name, "split": item.split, **item.as_json()} for item in items],
     }
     write_json(output / "scenes.json", collection)
 
@@ -664,6 +281,7 @@ def report_failures(output: Path, items: list[CatalogueObject], failures: dict[s
 
 def write_contact_sheet(output: Path, items: list[CatalogueObject], resolution: int) -> None:
     """Writes contact_sheet.png: the first view of some objects of each split, on white."""
+    # Not evaluation.report.sheet: importing it brings torch, and it has no resizing.
     shown = sheet_objects(items)
     cell = min(resolution, SHEET_CELL)
     rows = math.ceil(len(shown) / SHEET_COLUMNS)
@@ -682,9 +300,10 @@ def sheet_objects(items: list[CatalogueObject]) -> list[CatalogueObject]:
     """Up to a sheet full: a quarter of val, a quarter of test, the rest of train, in an order that looks random."""
     room = SHEET_COLUMNS * SHEET_ROWS
     in_order = sorted(items, key=lambda item: hash_fraction(f"contact sheet/{item.name}"))
-    held_out = [item for split in ("val", "test") for item in [i for i in in_order if i.split == split][: room // 4]]
-    train = [item for item in in_order if item.split == "train"][: room - len(held_out)]
-    return [item for item in in_order if item in held_out or item in train]
+    train, val, test = ([item for item in in_order if item.split == split] for split in SPLITS)
+    held_out = val[: room // 4] + test[: room // 4]
+    shown = held_out + train[: room - len(held_out)]
+    return [item for item in in_order if item in shown]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -716,9 +335,9 @@ def make_object_scenes(args: Args) -> None:
         raise InputError(
             f"--output: found {args.output}, which cannot be made a folder ({error.strerror}). Choose another one."
         ) from error
-    libraries = prepare_furniture(args.furniture_cache or default_furniture_cache())
+    libraries = prepare_furniture(args.furniture_cache)
     furniture = read_furniture(libraries, args.libraries)
-    items = select_objects(furniture, args)
+    items = select_objects(furniture, args.num_objects, args.num_val_objects, args.num_test_objects)
     settings = Settings(args.resolution, args.views_per_object, args.seed, choose_renderer(args.renderer))
 
     finished = find_finished(args.output, settings)
@@ -727,9 +346,10 @@ def make_object_scenes(args: Args) -> None:
         shutil.rmtree(partial_folder(args.output, item), ignore_errors=True)
     for item in to_render:
         shutil.rmtree(args.output / item.name, ignore_errors=True)
+    num_finished = len(items) - len(to_render)
     num_workers = args.num_workers or os.cpu_count() or 1
     started = time.monotonic()
-    failures = render_scenes(to_render, args.output, settings, num_workers, len(items) - len(to_render))
+    failures = render_scenes(to_render, args.output, settings, num_workers, num_finished)
     seconds = time.monotonic() - started
 
     complete = [item for item in items if item.name not in failures]
@@ -744,7 +364,7 @@ def make_object_scenes(args: Args) -> None:
     say(f"{len(complete)} objects ({counts}) in {args.output}")
     say(
         f"{num_images} images rendered in {seconds:.1f} s, {num_images / max(seconds, 1e-9):.0f} images/s "
-        f"with {num_workers} processes; {len(items) - len(to_render)} objects were there already"
+        f"with {num_workers} processes; {num_finished} objects were there already"
     )
 
 

@@ -1,6 +1,6 @@
 """Writes a camera path that circles what a run's context views look at, for ``ns-render camera-path``.
 
-    python scripts/make_orbit.py --load-config RUN/config.yml --output orbit.json
+python scripts/make_orbit.py --load-config RUN/config.yml --output orbit.json
 """
 
 from __future__ import annotations

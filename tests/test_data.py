@@ -246,7 +246,9 @@ def test_index_with_unknown_scene_or_frame_is_refused_and_null_entries_are_count
 def test_too_few_frames_for_evaluation_are_refused(tmp_path):
     write_collection(tmp_path, "train val test", num_frames=3)
     scenes = opened(tmp_path)
-    with pytest.raises(DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 3"):
+    with pytest.raises(
+        DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 3"
+    ):
         choose_evaluation_views(scenes.load(scenes.split("test")[0]), None, 3, 1)
 
 
@@ -287,11 +289,13 @@ def test_unreadable_scenes_are_skipped_and_reported(tmp_path):
     assert len(failures) >= 2 and all("scene_1" in failure and "cannot be read" in failure for failure in failures)
     assert all(sample.rgb.shape == (4, 16, 16, 3) for sample in taken)
     shutil.rmtree(tmp_path / "scene_1" / "images")
-    assert any("does not exist" in failure for k in range(8) for failure in training_samples(opened(tmp_path))[k].failures)
+    assert any(
+        "does not exist" in failure for k in range(8) for failure in training_samples(opened(tmp_path))[k].failures
+    )
 
 
 def test_training_stops_where_no_scene_can_be_used(tmp_path):
     write_collection(tmp_path, "train train val test", num_frames=3)
     samples = training_samples(opened(tmp_path))
-    with pytest.raises(DataError, match=rf"{MAX_ATTEMPTS} scenes in a row could not be used; the last: scene scene_.*has 3"):
+    with pytest.raises(DataError, match=f"{MAX_ATTEMPTS} scenes in a row could not be used; the last: scene .* has 3"):
         samples[0]

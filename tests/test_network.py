@@ -49,6 +49,12 @@ def test_parity_script_notices_a_difference(tmp_path):
     assert [line.split()[-1] for line in result.stdout.splitlines() if line.startswith("FAIL")] == ["render"]
 
 
+def test_parity_script_refuses_what_is_no_recording(tmp_path):
+    for fixture in (need_shared("parity/recorded_lvsm_decoder_only.npz"), tmp_path / "missing.npz"):
+        result = parity(str(fixture))
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and fixture.name in result.stderr
+
+
 def test_paper_size_has_199_million_parameters():
     with torch.device("meta"):
         network = EfficientLVSM(EfficientLVSMConfig())
@@ -142,6 +148,8 @@ def test_initialisation_is_scaled_by_depth():
             std = getattr(block, attention).to_qkv.weight.std().item()
             assert std == pytest.approx(0.02 / (2 * (layer + 1)) ** 0.5, rel=0.02)
     assert network.head.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    wide = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2, init_std=0.05))
+    assert wide.target_blocks[1].mlp[0].weight.std().item() == pytest.approx(0.05 / 2, rel=0.02)
     official = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2, context_init="torch"))
     bound = official.context_blocks[0].attention.to_qkv.weight.abs().max().item()
     assert bound == pytest.approx(1 / 256**0.5, rel=0.01)  # torch's uniform default

@@ -203,12 +203,14 @@ class ViewSetDataManager(VanillaDataManager):
                     f"{config.num_context_views} context (--pipeline.datamanager.num-context-views) and "
                     f"{config.num_target_views} target views (--pipeline.datamanager.num-target-views)"
                 )
+        # nerfstudio passes the rank within the machine only.
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else self.local_rank
         samples = TrainingSamples(
             self.collection, self.train_entries, sampler, config.image_size, config.background, config.seed
         )
         return DataLoader(
             samples,
-            batch_sampler=StepBatches(first_step, config.scenes_per_batch, self.local_rank, self.world_size),
+            batch_sampler=StepBatches(first_step, config.scenes_per_batch, rank, self.world_size),
             collate_fn=Sample.collate,
             num_workers=config.num_workers,
             pin_memory=torch.device(self.device).type == "cuda",

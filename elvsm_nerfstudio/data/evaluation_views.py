@@ -88,8 +88,9 @@ def choose_evaluation_views(
     if len(context) < num_context_views or not rest:
         raise DataError(
             f"scene {scene.name} has {len(scene.train_frames)} frames for context and {len(rest)} others for targets; "
-            f"expected at least {num_context_views} and 1. Ask for fewer with --pipeline.datamanager.num-context-views, "
-            "or hold out more frames of a single scene with its dataparser's --train-split-fraction or --eval-mode"
+            f"expected at least {num_context_views} and 1. Ask for fewer with "
+            "--pipeline.datamanager.num-context-views, or hold out more frames of a single scene with its "
+            "dataparser's --train-split-fraction or --eval-mode"
         )
     positions = torch.linspace(0, len(rest) - 1, min(num_target_views, len(rest))).round().long().tolist()
     choice = FrameChoice(context, tuple(rest[i] for i in positions))

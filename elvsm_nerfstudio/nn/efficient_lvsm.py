@@ -34,9 +34,12 @@ class EfficientLVSMConfig:
     """Side of the square of pixels that makes a token."""
     mlp_ratio: int = 4
     """Hidden channels of the MLP, as a multiple of the width."""
+    init_std: float = 0.02
+    """Weights start from N(0, init_std), those of block l (from 0) from N(0, init_std / sqrt(2 (l + 1))). For a
+    narrower network the same activations need a larger value: 0.02 sqrt(768 / width)."""
     context_init: Literal["depth-scaled", "torch"] = "depth-scaled"
-    """Initialisation of the encoder's blocks: like the decoder's, N(0, 0.02 / sqrt(2 (layer + 1))), or PyTorch's
-    default, which is what the official code leaves them at."""
+    """Initialisation of the encoder's blocks: like the decoder's, or PyTorch's default, which is what the official
+    code leaves them at."""
 
 
 class EfficientLVSM(nn.Module):
@@ -64,13 +67,13 @@ class EfficientLVSM(nn.Module):
 
     def _initialise(self) -> None:
         for module in (self.context_tokenizer, self.target_tokenizer, self.head):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self.config.init_std)
         streams = [self.target_blocks] + ([self.context_blocks] if self.config.context_init == "depth-scaled" else [])
         for blocks in streams:
             for layer, block in enumerate(blocks):
                 for module in block.modules():
                     if isinstance(module, nn.Linear):
-                        nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * (layer + 1)))
+                        nn.init.normal_(module.weight, std=self.config.init_std / math.sqrt(2 * (layer + 1)))
 
     def encode(self, context: Views, frame: Optional[CanonicalFrame] = None) -> SceneMemory:
         """Remembers context views, each on its own.
