@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import torch
+import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -26,8 +27,12 @@ class EfficientLVSMModelConfig(ModelConfig):
 
     _target: type = field(default_factory=lambda: EfficientLVSMModel)
     """target class to instantiate"""
-    enable_collider: bool = False
-    """Must stay off: the model takes view sets, not rays."""
+    enable_collider: Annotated[bool, tyro.conf.Suppress] = False
+    """Must stay off: the model takes view sets, not rays. What follows is inherited and means nothing here."""
+    collider_params: Annotated[Optional[dict[str, float]], tyro.conf.Suppress] = None
+    loss_coefficients: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    eval_num_rays_per_chunk: Annotated[int, tyro.conf.Suppress] = 4096
+    prompt: Annotated[Optional[str], tyro.conf.Suppress] = None
     network: EfficientLVSMConfig = field(default_factory=EfficientLVSMConfig)
     """Sizes of the network."""
     canonical_frame: Literal["context", "context+target"] = "context"

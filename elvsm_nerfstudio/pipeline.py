@@ -43,7 +43,6 @@ class EfficientLVSMPipelineConfig(VanillaPipelineConfig):
 class ImageResult:
     """One evaluated target."""
 
-    scene: str
     image: str
     metrics: dict[str, float]
     render_ms: float
@@ -128,33 +127,37 @@ class EfficientLVSMPipeline(VanillaPipeline):
             output_path: folder for pictures: each scene's sheet and each prediction, lossless.
             get_std: adds the standard deviation over images.
         """
-        results: list[ImageResult] = []
+        rows: list[dict[str, Any]] = []
         encode_ms: list[float] = []
+        render_ms: list[float] = []
         with self._evaluating(), _progress("Evaluating scenes") as progress:
             count = len(self.datamanager.eval_entries)
             self._evaluate_scene(self.datamanager.evaluation_scene(0))  # warm-up, not timed
             for index in progress.track(range(count)):
                 scene = self.datamanager.evaluation_scene(index)
-                scene_results, scene_encode_ms = self._evaluate_scene(scene)
-                encode_ms.append(scene_encode_ms)
+                results, milliseconds = self._evaluate_scene(scene)
+                encode_ms.append(milliseconds)
+                render_ms += [result.render_ms for result in results]
+                context_views = scene.views.context.num_views
+                rows += [
+                    {"scene": scene.name, "image": r.image, "context_views": context_views, **r.metrics}
+                    for r in results
+                ]
                 if output_path is not None:
-                    write_image(output_path / f"{scene.name}.png", _scene_sheet(scene, scene_results))
-                    for result in scene_results:
+                    write_image(output_path / f"{scene.name}.png", _scene_sheet(scene, results))
+                    for result in results:
                         write_image(output_path / "predictions" / scene.name / f"{result.image}.png", result.rgb)
-                results += scene_results
 
         timing = {
             "encode_ms_per_scene": _spread(encode_ms),
-            "render_ms_per_image": _spread([result.render_ms for result in results]),
-            "context_views": self.datamanager.config.num_context_views,
+            "render_ms_per_image": _spread(render_ms),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
         }
-        rows = [{"scene": result.scene, "image": result.image, **result.metrics} for result in results]
         for path in filter(None, (_ns_eval_output(), output_path and output_path / "metrics.json")):
             write_json(path.with_suffix(".images.json"), {"images": rows, "timing": timing})
             CONSOLE.print(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")
-        return _average(results, get_std)
+        return _average(rows, list(results[0].metrics), get_std)
 
     def _evaluate_scene(self, scene: EvaluationScene) -> tuple[list[ImageResult], float]:
         """Renders and scores each target of a scene; also the time in ms to encode its context."""
@@ -168,7 +171,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
             batch = {"image": scene.views.target.rgb[0, index]}
             metrics, _ = self.model.get_image_metrics_and_images(outputs, batch)
             metrics["psnr_copy_nearest"] = float(psnr(floor[index], batch["image"]))
-            results.append(ImageResult(scene.name, name, metrics, render_ms, outputs["rgb"]))
+            results.append(ImageResult(name, metrics, render_ms, outputs["rgb"]))
         return results, encode_ms
 
     def _timed(self, function) -> tuple[Any, float]:
@@ -218,19 +221,18 @@ def _scene_sheet(scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
     return sheet([list(views.context.rgb[0]), list(views.target.rgb[0]), [result.rgb for result in results]])
 
 
-def _average(results: list[ImageResult], get_std: bool) -> dict[str, float]:
-    scenes: dict[str, list[ImageResult]] = {}
-    for result in results:
-        scenes.setdefault(result.scene, []).append(result)
+def _average(rows: list[dict[str, Any]], metrics: list[str], get_std: bool) -> dict[str, float]:
     averages: dict[str, float] = {}
-    for key in results[0].metrics:
-        values = [result.metrics[key] for result in results]
-        averages[key] = statistics.fmean(values)
+    for name in metrics:
+        scenes: dict[str, list[float]] = {}
+        for row in rows:
+            scenes.setdefault(row["scene"], []).append(row[name])
+        values = [row[name] for row in rows]
+        averages[name] = statistics.fmean(values)
         if get_std:
-            averages[f"{key}_std"] = statistics.pstdev(values)
-        per_scene = (statistics.fmean(r.metrics[key] for r in scene) for scene in scenes.values())
-        averages[f"{key}_per_scene"] = statistics.fmean(per_scene)
-    return {**averages, "num_images": float(len(results)), "num_scenes": float(len(scenes))}
+            averages[f"{name}_std"] = statistics.pstdev(values)
+        averages[f"{name}_per_scene"] = statistics.fmean(map(statistics.fmean, scenes.values()))
+    return {**averages, "num_images": float(len(rows)), "num_scenes": float(len(scenes))}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -50,7 +50,7 @@ def _tiny() -> TrainerConfig:
         datamanager=replace(
             config.pipeline.datamanager,
             image_size=(64, 64),
-            scenes_per_batch=8,
+            scenes_per_batch=4,
             num_context_views=4,
             num_target_views=6,
             targets_include_context=False,
@@ -60,8 +60,8 @@ def _tiny() -> TrainerConfig:
     )
     config.optimizers = {
         "network": {
-            "optimizer": AdamWOptimizerConfig(lr=1e-3),
-            "scheduler": WarmupSchedulerConfig(warmup_steps=200, decay="cosine", max_steps=10000),
+            "optimizer": AdamWOptimizerConfig(lr=5e-4),
+            "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine", max_steps=10000),
         }
     }
     return config

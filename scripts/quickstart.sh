@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh objects
 export PATH="$PWD/.venv/bin:$PATH" PYTHONWARNINGS=ignore
 
-steps=2200
+steps=1600
 data=data/objects64
 run=outputs/quickstart/efficient-lvsm-tiny/run
 results=outputs/quickstart/results
@@ -21,8 +21,7 @@ else
     echo "== 2/4 Training efficient-lvsm-tiny, $steps steps"
     ns-train efficient-lvsm-tiny --data $data --output-dir outputs --experiment-name quickstart --timestamp run \
         --machine.device-type cpu --vis tensorboard --max-num-iterations $steps --logging.steps-per-log 100 \
-        --pipeline.datamanager.scene scopia-armchair2 --pipeline.datamanager.scenes-per-batch 2 \
-        --optimizers.network.scheduler.max-steps $steps --optimizers.network.scheduler.warmup-steps 100
+        --pipeline.datamanager.scene scopia-armchair2 --optimizers.network.scheduler.max-steps $steps
 fi
 
 echo "== 3/4 Evaluating held-out objects"

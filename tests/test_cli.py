@@ -61,7 +61,7 @@ def test_training_is_logged(run):
         assert name in scalars, scalars
     assert "Eval Images/views" in events.Tags()["images"]
     rates = [event.value for event in events.Scalars("learning_rate/network")]
-    assert rates[0] == pytest.approx(1e-3 * 2 / 200)
+    assert rates[0] == pytest.approx(5e-4 * 2 / 100)
 
 
 def test_evaluation_twice_gives_the_same_json(workspace, run):

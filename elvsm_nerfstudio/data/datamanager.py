@@ -32,9 +32,6 @@ from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
 from elvsm_nerfstudio.views import ViewSet
 
-Unused = tyro.conf.Suppress
-"""Hides inherited options that mean nothing here."""
-
 
 @dataclass
 class ViewSetDataManagerConfig(VanillaDataManagerConfig):
@@ -70,18 +67,19 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     scene: Optional[str] = None
     """Scene that the viewer and ns-render show; the first of the evaluated split if absent."""
 
-    masks_on_gpu: Annotated[bool, Unused] = False
-    images_on_gpu: Annotated[bool, Unused] = False
-    train_num_rays_per_batch: Annotated[int, Unused] = 1024
-    train_num_images_to_sample_from: Annotated[int, Unused] = -1
-    train_num_times_to_repeat_images: Annotated[int, Unused] = -1
-    eval_num_rays_per_batch: Annotated[int, Unused] = 1024
-    eval_num_images_to_sample_from: Annotated[int, Unused] = -1
-    eval_num_times_to_repeat_images: Annotated[int, Unused] = -1
-    eval_image_indices: Annotated[Optional[tuple[int, ...]], Unused] = (0,)
-    camera_res_scale_factor: Annotated[float, Unused] = 1.0
-    patch_size: Annotated[int, Unused] = 1
-    pixel_sampler: Annotated[Any, Unused] = None
+    # Inherited, and without meaning here: hidden from --help.
+    masks_on_gpu: Annotated[bool, tyro.conf.Suppress] = False
+    images_on_gpu: Annotated[bool, tyro.conf.Suppress] = False
+    train_num_rays_per_batch: Annotated[int, tyro.conf.Suppress] = 1024
+    train_num_images_to_sample_from: Annotated[int, tyro.conf.Suppress] = -1
+    train_num_times_to_repeat_images: Annotated[int, tyro.conf.Suppress] = -1
+    eval_num_rays_per_batch: Annotated[int, tyro.conf.Suppress] = 1024
+    eval_num_images_to_sample_from: Annotated[int, tyro.conf.Suppress] = -1
+    eval_num_times_to_repeat_images: Annotated[int, tyro.conf.Suppress] = -1
+    eval_image_indices: Annotated[Optional[tuple[int, ...]], tyro.conf.Suppress] = (0,)
+    camera_res_scale_factor: Annotated[float, tyro.conf.Suppress] = 1.0
+    patch_size: Annotated[int, tyro.conf.Suppress] = 1
+    pixel_sampler: Annotated[Any, tyro.conf.Suppress] = None
 
 
 class ViewDataset(InputDataset):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import torch
+import tyro
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
@@ -66,9 +67,10 @@ class AdamWOptimizerConfig(OptimizerConfig):
     """Decay rates of the moments."""
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors (norm gains) have none."""
+    max_norm: Annotated[Optional[float], tyro.conf.Suppress] = None
+    """nerfstudio's own clipping stays off: it would hide what skip_norm looks at."""
     clip_norm: float = 5.0
-    """Global gradient norm to which gradients are clipped. (nerfstudio's max_norm stays off: it would hide what
-    skip_norm looks at.)"""
+    """Global gradient norm to which gradients are clipped."""
     skip_norm: float = 50.0
     """A step whose gradient norm is above this, or not finite, is skipped and counted."""
     max_skips_in_a_row: int = 50
