@@ -64,6 +64,13 @@ def test_training_is_logged(run):
     assert rates[0] == pytest.approx(5e-4 * 2 / 100)
 
 
+def test_a_run_is_plotted(workspace, run):
+    run_cli("python", str(SCRIPTS / "plot_run.py"), "--run", str(run), "--output", "curve.png", cwd=workspace)
+    curves = json.loads((workspace / "curve.json").read_text())
+    assert list(curves) == ["training batches"] and curves["training batches"][0]["step"] == 0
+    assert Image.open(workspace / "curve.png").size == (1100, 396)
+
+
 def test_evaluation_twice_gives_the_same_json(workspace, run):
     for name in ("first", "second"):
         run_cli(
