@@ -9,14 +9,17 @@ import pytest
 import torch
 from conftest import edit_json, need_shared, render_spheres, write_collection, write_scene
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError, read_image
 from elvsm_nerfstudio.data.samples import MAX_ATTEMPTS, Sample, StepBatches, TrainingSamples, read_sample
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler, farthest_point_views
+from elvsm_nerfstudio.geometry import CanonicalFrame
 
 
 def opened(path: Path) -> SceneCollection:
@@ -222,6 +225,7 @@ def test_evaluation_targets_of_a_single_scene_are_never_context(scene):
         ({"context": [0, 1], "target": [1, 2]}, r"scene scene_5: frames \[1\] are context and target"),
         ({"context": [0], "target": []}, "no context or no target"),
         ({"context": [0]}, "KeyError: 'target'"),
+        (None, "has views for no scene"),
     ],
 )
 def test_bad_index_entries_are_refused(tmp_path, entry, message):
@@ -299,3 +303,38 @@ def test_training_stops_where_no_scene_can_be_used(tmp_path):
     samples = training_samples(opened(tmp_path))
     with pytest.raises(DataError, match=f"{MAX_ATTEMPTS} scenes in a row could not be used; the last: scene .* has 3"):
         samples[0]
+
+
+def write_colmap_scene(folder: Path, num_frames: int = 8) -> Path:
+    """The spheres as COLMAP's text model: world-to-camera quaternions and translations, OpenCV."""
+    from viser.transforms import SO3
+
+    write_scene(folder, num_frames=num_frames)
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").unlink()
+    model = folder / "colmap" / "sparse" / "0"
+    model.mkdir(parents=True)
+    size = f"{meta['w']} {meta['h']} {meta['fl_x']} {meta['fl_y']} {meta['cx']} {meta['cy']}"
+    (model / "cameras.txt").write_text(f"1 PINHOLE {size}\n")
+    lines = []
+    for i, frame in enumerate(meta["frames"]):
+        world_to_camera = np.linalg.inv(np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1]))
+        pose = [*SO3.from_matrix(world_to_camera[:3, :3]).wxyz, *world_to_camera[:3, 3]]
+        lines += [f"{i + 1} {' '.join(map(str, pose))} 1 {Path(frame['file_path']).name}", "0 0 -1"]
+    (model / "images.txt").write_text("\n".join(lines) + "\n")
+    (model / "points3D.txt").write_text("1 0 0 0 255 255 255 0.1 1 0\n")
+    return folder
+
+
+def test_colmap_scenes_open_through_their_dataparser(tmp_path):
+    folder = write_colmap_scene(tmp_path / "capture")
+    scenes = SceneCollection.open(folder, ColmapDataParserConfig())
+    scene = scenes.load(scenes.entries[0])
+    assert scene.num_frames == 8 and scene.eval_frames == (0,)
+    write_scene(tmp_path / "plain")
+    plain = opened(tmp_path / "plain").load(opened(tmp_path / "plain").entries[0])
+    # The same cameras up to the dataparsers' similarity transforms, which the canonical frame cancels.
+    views = [views_from_cameras(s.cropped_cameras(range(8), (16, 16)), 1) for s in (scene, plain)]
+    canonical = [CanonicalFrame.estimate(v.camera_to_world).apply(v.camera_to_world) for v in views]
+    assert torch.allclose(canonical[0], canonical[1], atol=1e-4)
+    assert torch.allclose(views[0].directions, views[1].directions, atol=1e-6)

@@ -141,7 +141,7 @@ class ViewSetDataManager(VanillaDataManager):
         self.train_entries = self.collection.split("train")
         self.eval_entries = self.collection.split(self.test_split)
         if not self.eval_entries:
-            raise DataError(f"{config.data} has no scene in its {self.test_split} split")
+            raise DataError(f"{config.data} has no scene in its {self.test_split} split; give one to it in scenes.json")
         self.evaluation_index = self._read_index()
         if self.evaluation_index is not None and self.test_split == "test":
             listed = self.evaluation_index.listed(self.eval_entries)
@@ -166,7 +166,7 @@ class ViewSetDataManager(VanillaDataManager):
 
     def setup_train(self) -> None:
         if self.test_mode == "val" and not self.train_entries:
-            raise DataError(f"{self.config.data} has no scene in its train split")
+            raise DataError(f"{self.config.data} has no scene in its train split; give one to it in scenes.json")
 
     def setup_eval(self) -> None:
         loader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)

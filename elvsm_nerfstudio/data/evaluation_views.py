@@ -43,6 +43,8 @@ class EvaluationIndex:
                 f"evaluation index {path} cannot be read ({type(error).__name__}: {error}); expected "
                 '{"scene": {"context": [frame, ...], "target": [frame, ...]}, ...}'
             ) from error
+        if not choices:
+            raise DataError(f"evaluation index {path} has views for no scene")
         for name, choice in choices.items():
             _check_disjoint(choice, f"evaluation index {path}, scene {name}")
         return EvaluationIndex(path, choices, num_null=len(raw) - len(choices))
