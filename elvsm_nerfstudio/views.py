@@ -7,7 +7,7 @@ Everything is batched ``[scene, view, ...]`` and channels come last. Cameras are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -67,24 +67,9 @@ class Views:
         index = indices if isinstance(indices, slice) else list(indices)
         return Views(*(None if x is None else x[:, index] for x in self._tensors()))
 
-    def without_rgb(self) -> Views:
-        """The cameras alone, as a target to render."""
-        return replace(self, rgb=None)
-
-    @staticmethod
-    def stack_scenes(scenes: Sequence[Views]) -> Views:
-        """Joins batches of scenes with equal numbers of views along the scene dimension."""
-        return Views._join(scenes, dim=0)
-
-    @staticmethod
-    def concatenate(parts: Sequence[Views]) -> Views:
-        """Joins views of the same scenes along the view dimension."""
-        return Views._join(parts, dim=1)
-
-    @staticmethod
-    def _join(parts: Sequence[Views], dim: int) -> Views:
-        columns = zip(*(part._tensors() for part in parts))
-        return Views(*(None if column[0] is None else torch.cat(column, dim=dim) for column in columns))
+    def split_scenes(self, num_scenes: int) -> Views:
+        """The views of a single scene, dealt out in order to several scenes of equally many views."""
+        return Views(*(None if x is None else x[0].unflatten(0, (num_scenes, -1)) for x in self._tensors()))
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
         return self.camera_to_world, self.directions, self.intrinsics, self.rgb

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh objects
 export PATH="$PWD/.venv/bin:$PATH" PYTHONWARNINGS=ignore
 
-steps=1600
+steps=2100
 data=data/objects64
 run=outputs/quickstart/efficient-lvsm-tiny/run
 results=outputs/quickstart/results
@@ -45,5 +45,5 @@ cat <<EOF
 Video:    $results/orbit.mp4
 Pictures: $results/pictures/*.png   (rows: context views, targets, predictions)
 Metrics:  $results/metrics.json, of every image: $results/metrics.images.json
-Look at it live: source .venv/bin/activate && ns-viewer --load-config $run/config.yml --viewer.default-composite-depth False
+Look at it live: source .venv/bin/activate && ns-viewer --load-config $run/config.yml
 EOF

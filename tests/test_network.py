@@ -160,6 +160,6 @@ def test_sizes_that_do_not_fit_are_refused(network):
     with pytest.raises(ValueError, match="20x16; expected multiples of the patch size 8"):
         network(context, make_views(1, 1, 20, 16))
     with pytest.raises(ValueError, match="need rgb"):
-        network.encode(context.without_rgb())
+        network.encode(replace(context, rgb=None))
     with pytest.raises(ValueError, match="width 100 is not a multiple of head_dim 64"):
         EfficientLVSM(EfficientLVSMConfig(width=100))

@@ -15,7 +15,7 @@ from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import Background, DataError
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
-from elvsm_nerfstudio.views import Views, ViewSet
+from elvsm_nerfstudio.views import ViewSet
 
 MAX_ATTEMPTS = 32
 """Scenes that may fail one after another before a sample gives up."""
@@ -51,7 +51,7 @@ class Sample:
 
     def view_set(self, device: torch.device | str) -> ViewSet:
         """The collated sample as context and target views on a device; rays are made there."""
-        scenes, views, height, width, _ = self.rgb.shape
+        scenes, _, height, width, _ = self.rgb.shape
         intrinsics = self.intrinsics.flatten(0, 1).to(device, non_blocking=True)
         cameras = Cameras(
             camera_to_worlds=self.camera_to_worlds.flatten(0, 1).to(device, non_blocking=True),
@@ -65,11 +65,9 @@ class Sample:
             camera_type=self.camera_type.flatten(0, 1).to(device, non_blocking=True),
         )
         rgb = self.rgb.flatten(0, 1).to(device, non_blocking=True).float() / 255
-        flat = views_from_cameras(cameras, patch_size=1, rgb=rgb)
-        grouped = Views(*(x[0].unflatten(0, (scenes, views)) for x in
-                          (flat.camera_to_world, flat.directions, flat.intrinsics, flat.rgb)))  # fmt: skip
+        views = views_from_cameras(cameras, patch_size=1, rgb=rgb).split_scenes(scenes)
         context = self.num_context_views
-        return ViewSet(grouped.select(slice(0, context)), grouped.select(slice(context, None)))
+        return ViewSet(views.select(slice(0, context)), views.select(slice(context, None)))
 
 
 def read_sample(scene: Scene, choice: FrameChoice, size: tuple[int, int], background: Background) -> Sample:

@@ -111,9 +111,9 @@ class SceneCollection:
             file = data if data.is_file() else data / "scenes.json"
             return SceneCollection(file.parent, _read_entries(file), dataparser, whole_scenes=True)
         if data.is_file() or any((data / marker).exists() for marker in SCENE_MARKERS):
-            name = data.parent.name if data.is_file() else data.resolve().name
-            entries = [SceneEntry(name, data, split) for split in ("train", "val", "test")]
-            return SceneCollection(data.parent if data.is_file() else data, entries, dataparser, whole_scenes=False)
+            folder = data.parent if data.is_file() else data
+            entries = [SceneEntry(folder.resolve().name, data, split) for split in ("train", "val", "test")]
+            return SceneCollection(folder, entries, dataparser, whole_scenes=False)
         folders = [f for f in sorted(data.iterdir()) if any((f / marker).exists() for marker in SCENE_MARKERS)]
         if len(folders) < 3:
             raise DataError(
