@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bash scripts/setup.sh objects
 export PATH="$PWD/.venv/bin:$PATH" PYTHONWARNINGS=ignore
 
-steps=2100
+steps=1600
 data=data/objects64
 run=outputs/quickstart/efficient-lvsm-tiny/run
 results=outputs/quickstart/results
