@@ -71,7 +71,9 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 "(--pipeline.model.network.patch-size)"
             )
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        self.model.set_context(self.datamanager.shown_scene().views)
+        # Without targets in the canonical frame there is no need to decode them all.
+        max_targets = None if config.model.canonical_frame == "context+target" else 1
+        self.model.set_context(self.datamanager.shown_scene(max_targets).views)
 
     @property
     def model(self) -> EfficientLVSMModel:
@@ -107,7 +109,10 @@ class EfficientLVSMPipeline(VanillaPipeline):
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one evaluated scene's first target, and its sheet: context, targets, predictions."""
         with self._evaluating():
-            scene = self.datamanager.evaluation_scene(step % len(self.datamanager.eval_entries))
+            config = self.datamanager.config
+            scene = self.datamanager.evaluation_scene(
+                step % len(self.datamanager.eval_entries), config.num_target_views
+            )
             results, _ = self._evaluate_scene(scene)
             height, width = results[0].rgb.shape[:2]
             return {**results[0].metrics, "num_rays": height * width}, {"views": _scene_sheet(scene, results)}

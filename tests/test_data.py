@@ -210,6 +210,8 @@ def test_evaluation_views_come_from_the_index_or_are_spread(collection):
     choice = choose_evaluation_views(val, index, 3, 4)
     assert len(choice.context) == 3 and len(choice.target) == 4 and not set(choice.context) & set(choice.target)
     assert choose_evaluation_views(val, index, 3, 4) == choice
+    every = choose_evaluation_views(val, index, 3, None)
+    assert every.context == choice.context and len(every.target) == 5
 
 
 def test_evaluation_targets_of_a_single_scene_are_never_context(scene):

@@ -62,8 +62,8 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     evaluation_index: Optional[Path] = None
     """JSON with the context and target frames of each evaluated scene. Without it, the evaluation_index.json beside
     scenes.json if there is one, else views spread by the cameras."""
-    eval_num_target_views: int = 8
-    """Targets of a scene where evaluation has no index."""
+    eval_num_target_views: Optional[int] = None
+    """Targets of a scene where evaluation has no index, spread over its held-out frames; all of them if absent."""
     scene: Optional[str] = None
     """Scene that the viewer and ns-render show; the first of the evaluated split if absent."""
 
@@ -226,33 +226,34 @@ class ViewSetDataManager(VanillaDataManager):
 
     def get_eval_rays_per_batch(self) -> int:
         height, width = self.config.image_size
-        return self.config.eval_num_target_views * height * width
+        return self.config.num_target_views * height * width
 
     # Evaluation
 
     def next_eval(self, step: int) -> tuple[ViewSet, dict[str, Any]]:
-        """One evaluated scene; steps walk through all of them."""
-        views = self.evaluation_scene(step % len(self.eval_entries)).views
+        """One evaluated scene, with as many targets as in training; steps walk through all scenes."""
+        views = self.evaluation_scene(step % len(self.eval_entries), self.config.num_target_views).views
         return views, {"image": views.target.rgb}
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """One target of the scene that is shown."""
         return self.eval_dataloader.get_camera(step % len(self.eval_dataset))
 
-    def evaluation_scene(self, index: int) -> EvaluationScene:
-        """Context and targets of an evaluated scene.
+    def evaluation_scene(self, index: int, max_targets: Optional[int] = None) -> EvaluationScene:
+        """Context and targets of an evaluated scene; only the first targets where a look is enough.
 
         Raises:
             DataError: evaluation leaves nothing out, so anything unreadable stops it.
         """
-        return self._evaluation_scene(self.eval_entries[index])
+        return self._evaluation_scene(self.eval_entries[index], max_targets)
 
-    def shown_scene(self) -> EvaluationScene:
+    def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
         """Context and targets of the scene that the viewer and ns-render show."""
-        return self._evaluation_scene(self.shown)
+        return self._evaluation_scene(self.shown, max_targets)
 
-    def _evaluation_scene(self, entry: SceneEntry) -> EvaluationScene:
+    def _evaluation_scene(self, entry: SceneEntry, max_targets: Optional[int]) -> EvaluationScene:
         scene, choice = self.scene_and_choice(entry)
+        choice = FrameChoice(choice.context, choice.target[:max_targets])
         sample = read_sample(scene, choice, self.config.image_size, self.config.background)
         return EvaluationScene(
             name=entry.name,

@@ -65,12 +65,12 @@ class EvaluationIndex:
 
 
 def choose_evaluation_views(
-    scene: Scene, index: Optional[EvaluationIndex], num_context_views: int, num_target_views: int
+    scene: Scene, index: Optional[EvaluationIndex], num_context_views: int, num_target_views: Optional[int]
 ) -> FrameChoice:
     """Context and targets of a scene: from the index where it lists the scene, else spread by the cameras.
 
     Without an index, context views are spread over the scene by farthest point, targets evenly over the held-out
-    frames that are not context.
+    frames that are not context (all of them where no number is given).
 
     Raises:
         DataError: for frames that the scene does not have, or too few of them.
@@ -94,7 +94,7 @@ def choose_evaluation_views(
             "--pipeline.datamanager.num-context-views, or hold out more frames of a single scene with its "
             "dataparser's --train-split-fraction or --eval-mode"
         )
-    positions = torch.linspace(0, len(rest) - 1, min(num_target_views, len(rest))).round().long().tolist()
+    positions = torch.linspace(0, len(rest) - 1, min(num_target_views or len(rest), len(rest))).round().long().tolist()
     choice = FrameChoice(context, tuple(rest[i] for i in positions))
     _check_disjoint(choice, f"scene {scene.name}")
     return choice
