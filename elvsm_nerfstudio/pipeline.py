@@ -137,7 +137,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
         render_ms: list[float] = []
         with self._evaluating(), _progress("Evaluating scenes") as progress:
             count = len(self.datamanager.eval_entries)
-            self._evaluate_scene(self.datamanager.evaluation_scene(0))  # warm-up, not timed
+            self._evaluate_scene(self.datamanager.evaluation_scene(0, max_targets=1))  # warm-up, not timed
             for index in progress.track(range(count)):
                 scene = self.datamanager.evaluation_scene(index)
                 results, milliseconds = self._evaluate_scene(scene)
