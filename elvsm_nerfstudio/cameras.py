@@ -29,12 +29,8 @@ def resize_and_crop_cameras(cameras: Cameras, resized: Float[Tensor, "camera 2"]
         crop: height and width of all images after the crop.
     """
     intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-    sizes = torch.cat([cameras.height, cameras.width], dim=-1).tolist()
-    rows = [
-        resize_and_crop_intrinsics(row, tuple(size), tuple(map(int, to)), crop)
-        for row, size, to in zip(intrinsics, sizes, resized.tolist())
-    ]
-    fx, fy, cx, cy = torch.stack(rows).unsqueeze(-1).unbind(1)
+    sizes = torch.cat([cameras.height, cameras.width], dim=-1)
+    fx, fy, cx, cy = resize_and_crop_intrinsics(intrinsics, sizes, resized, crop)[..., None].unbind(-2)
     return Cameras(
         camera_to_worlds=cameras.camera_to_worlds,
         fx=fx,

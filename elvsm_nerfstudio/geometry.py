@@ -24,28 +24,35 @@ def pad_to_multiple(size: int, multiple: int) -> int:
 
 def resize_and_crop_intrinsics(
     intrinsics: Float[Tensor, "*batch 4"],
-    size: tuple[int, int],
-    resized: tuple[int, int],
+    size: Float[Tensor, "*batch 2"],
+    resized: Float[Tensor, "*batch 2"],
     crop: tuple[int, int],
 ) -> Float[Tensor, "*batch 4"]:
-    """Intrinsics (fx, fy, cx, cy in pixels) after an image is resized and then centre-cropped.
+    """Intrinsics (fx, fy, cx, cy in pixels) after images are resized and then centre-cropped.
 
     With pixel centres at +0.5 a resize scales focal lengths and principal point alike by the true ratio of the
     (integer) sizes, and a crop shifts the principal point by whole pixels.
 
     Args:
-        size, resized, crop: (height, width) of the original, the resized and the cropped image.
+        size, resized: height and width of each image before and after the resize.
+        crop: (height, width) of all images after the crop.
     """
-    scale_y, scale_x = resized[0] / size[0], resized[1] / size[1]
-    top, left = crop_offset(resized, crop)
-    scaled = intrinsics * intrinsics.new_tensor([scale_x, scale_y, scale_x, scale_y])
-    return scaled - intrinsics.new_tensor([0.0, 0.0, left, top])
+    scale = (resized / size).flip(-1)
+    offset = torch.div(resized - intrinsics.new_tensor(crop), 2, rounding_mode="floor").flip(-1)
+    focal, centre = intrinsics[..., :2] * scale, intrinsics[..., 2:] * scale - offset
+    return torch.cat([focal, centre], dim=-1)
 
 
-def cover_size(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) to which an image is resized so that it just covers the crop, its aspect kept to the pixel."""
+def cover_size(size: tuple[int, int], crop: tuple[int, int], width_multiple: int = 1) -> tuple[int, int]:
+    """(height, width) to which an image is resized so that it just covers the crop, its aspect kept to the pixel.
+
+    Args:
+        width_multiple: the width is rounded to a multiple of this instead, as the official preprocessing does with
+            the patch size.
+    """
     scale = max(crop[0] / size[0], crop[1] / size[1])
-    return max(crop[0], round(size[0] * scale)), max(crop[1], round(size[1] * scale))
+    width = round(size[1] * scale / width_multiple) * width_multiple
+    return max(crop[0], round(size[0] * scale)), max(crop[1], width)
 
 
 def crop_offset(resized: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -100,6 +101,40 @@ def write_collection(folder: Path, splits: str = "train train train train val te
     return folder
 
 
+def sphere_scene(seed: int, num_frames: int = 8, size: tuple[int, int] = (36, 64)) -> dict:
+    """A scene of RGB images of (height, width) as RealEstate10K's chunks hold it; ``jpegs`` are the images' bytes."""
+    height, width = size
+    poses = random_poses(num_frames, torch.Generator().manual_seed(seed))
+    intrinsics = torch.tensor([0.9 * height, 0.9 * height, 0.5 * width, 0.5 * height])
+    rgba = render_spheres(poses, intrinsics, height, width, seed)
+    jpegs = []
+    for image in rgba:
+        file = io.BytesIO()
+        Image.fromarray(image[..., :3] + (255 - image[..., 3:])).save(file, format="JPEG", quality=95)
+        jpegs.append(file.getvalue())
+    row = torch.zeros(num_frames, 18)
+    row[:, :4] = intrinsics / torch.tensor([width, height, width, height])
+    row[:, 6:] = torch.linalg.inv(opengl_to_opencv(poses))[:, :3].flatten(1)
+    return {
+        "key": f"{seed:016x}",
+        "url": "",
+        "timestamps": torch.arange(num_frames),
+        "cameras": row,
+        "images": [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs],
+    }
+
+
+def write_chunk_split(folder: Path, chunks: list[list[dict]]) -> Path:
+    """A split in pixelSplat's layout: one list of scenes for each chunk, and the index."""
+    folder.mkdir(parents=True)
+    index = {}
+    for number, scenes in enumerate(chunks):
+        torch.save(scenes, folder / f"{number:06d}.torch")
+        index.update({scene["key"]: f"{number:06d}.torch" for scene in scenes})
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
 def edit_json(path: Path, change) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -112,6 +147,20 @@ def collection(tmp_path_factory) -> Path:
     folder = write_collection(tmp_path_factory.mktemp("collection"))
     index = {f"scene_{i}": {"context": [0, 3], "target": [1, 5, 6]} for i in (5, 6)}
     (folder / "evaluation_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chunks(tmp_path_factory) -> Path:
+    """Twelve train scenes in three chunks, three test scenes in one, and an index for two of those; read only."""
+    folder = tmp_path_factory.mktemp("chunks") / "re10k"
+    write_chunk_split(folder / "train", [[sphere_scene(4 * c + i) for i in range(4)] for c in range(3)])
+    write_chunk_split(folder / "test", [[sphere_scene(20 + i) for i in range(3)]])
+    index = {
+        f"{20:016x}": {"context": [0, 4], "target": [1, 2, 4]},
+        f"{21:016x}": {"context": [1, 5], "target": [2, 3, 4]},
+    }
+    (folder / "evaluation_index.json").write_text(json.dumps({**index, f"{22:016x}": None}))
     return folder
 
 

@@ -14,11 +14,10 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 
 from elvsm_nerfstudio.cameras import views_from_cameras
-from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, choose_evaluation_views
-from elvsm_nerfstudio.data.images import DataError, read_image
+from elvsm_nerfstudio.data.images import DataError, ImageSpec, read_image
 from elvsm_nerfstudio.data.samples import MAX_ATTEMPTS, Sample, StepBatches, TrainingSamples, read_sample
 from elvsm_nerfstudio.data.scenes import SceneCollection
-from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler, farthest_point_views
+from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
 from elvsm_nerfstudio.geometry import CanonicalFrame
 
 
@@ -26,9 +25,12 @@ def opened(path: Path) -> SceneCollection:
     return SceneCollection.open(path, NerfstudioDataParserConfig())
 
 
-def training_samples(collection: SceneCollection, context: int = 2, target: int = 2, seed: int = 0) -> TrainingSamples:
-    sampler = RandomViewSampler(context, target, targets_include_context=False)
-    return TrainingSamples(collection, collection.split("train"), sampler, (16, 16), "white", seed)
+IMAGES = ImageSpec((16, 16))
+
+
+def training_samples(collection: SceneCollection, seed: int = 0, context: tuple[int, int] = (2, 2)) -> TrainingSamples:
+    sampler = RandomViewSampler(2, targets_include_context=False)
+    return TrainingSamples(collection, collection.split("train"), sampler, IMAGES, seed, context, samples_per_step=2)
 
 
 # Images
@@ -39,8 +41,8 @@ def test_alpha_is_composited_on_the_background(tmp_path):
     pixels[:, 2:] = (200, 100, 0, 255)
     pixels[0, 0] = (100, 100, 100, 51)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    white = read_image(tmp_path / "a.png", (4, 4), (4, 4), "white")
-    black = read_image(tmp_path / "a.png", (4, 4), (4, 4), "black")
+    white = read_image(tmp_path / "a.png", (4, 4), ImageSpec((4, 4)))
+    black = read_image(tmp_path / "a.png", (4, 4), ImageSpec((4, 4), "black"))
     assert white[1, 0].tolist() == [255] * 3 and black[1, 0].tolist() == [0] * 3
     assert white[1, 3].tolist() == black[1, 3].tolist() == [200, 100, 0]
     assert white[0, 0].tolist() == [224] * 3 and black[0, 0].tolist() == [20] * 3
@@ -49,7 +51,7 @@ def test_alpha_is_composited_on_the_background(tmp_path):
 def test_images_are_resized_to_cover_and_cropped_in_the_middle(tmp_path):
     columns = np.repeat(np.arange(40, dtype=np.uint8) * 6, 3).reshape(1, 40, 3)
     Image.fromarray(np.repeat(columns, 20, axis=0)).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png", (20, 40), (10, 10), "white").float()
+    image = read_image(tmp_path / "a.png", (20, 40), ImageSpec((10, 10))).float()
     # Resized to 10x20, each pixel the mean of two columns; the crop starts at column 5, i.e. columns 10 and 11.
     assert torch.allclose(image[5, :, 0], torch.arange(10) * 12.0 + 63, atol=1.5)
 
@@ -57,8 +59,8 @@ def test_images_are_resized_to_cover_and_cropped_in_the_middle(tmp_path):
 def test_grey_and_sixteen_bit_palette_images_become_rgb(tmp_path):
     Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
     Image.new("P", (8, 8)).save(tmp_path / "palette.png")
-    assert read_image(tmp_path / "grey.png", (8, 8), (8, 8), "white")[0, 0].tolist() == [77] * 3
-    assert read_image(tmp_path / "palette.png", (8, 8), (8, 8), "white").shape == (8, 8, 3)
+    assert read_image(tmp_path / "grey.png", (8, 8), ImageSpec((8, 8)))[0, 0].tolist() == [77] * 3
+    assert read_image(tmp_path / "palette.png", (8, 8), ImageSpec((8, 8))).shape == (8, 8, 3)
 
 
 def test_bad_images_are_named(tmp_path):
@@ -67,12 +69,12 @@ def test_bad_images_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:3000])
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"gone.png does not exist"):
-        read_image(tmp_path / "gone.png", (8, 8), (8, 8), "white")
+        read_image(tmp_path / "gone.png", (8, 8), ImageSpec((8, 8)))
     for name in ("cut.png", "text.png"):
         with pytest.raises(DataError, match=rf"{name} cannot be read"):
-            read_image(tmp_path / name, (64, 64), (8, 8), "white")
+            read_image(tmp_path / name, (64, 64), ImageSpec((8, 8)))
     with pytest.raises(DataError, match=r"whole.png is 64x64, but its camera says 64x32 \(width x height\)"):
-        read_image(whole, (32, 64), (8, 8), "white")
+        read_image(whole, (32, 64), ImageSpec((8, 8)))
 
 
 # Scenes
@@ -119,7 +121,7 @@ def test_pixels_and_cameras_of_a_sample_belong_together(scene):
     """What the sample's intrinsics and the scene's poses see is what the sample shows."""
     loaded = opened(scene)
     frames = loaded.load(loaded.split("train")[0])
-    sample = read_sample(frames, frames_choice([0, 1, 2], [3]), (16, 16), "white")
+    sample = read_sample(frames, FrameChoice((0, 1, 2), (3,)), IMAGES)
     views = Sample.collate([sample]).view_set("cpu").context
     intrinsics = sample.intrinsics[:3]
     # The dataparser moves the world, so the poses are those of the file.
@@ -133,8 +135,10 @@ def test_pixels_and_cameras_of_a_sample_belong_together(scene):
     assert shifted > 2 * difference.mean()
 
 
-def frames_choice(context, target) -> FrameChoice:
-    return FrameChoice(tuple(context), tuple(target))
+def stand_still(meta: dict) -> None:
+    for frame in meta["frames"]:
+        for axis in range(3):
+            frame["transform_matrix"][axis][3] = 0.1 + axis
 
 
 @pytest.mark.parametrize(
@@ -143,9 +147,10 @@ def frames_choice(context, target) -> FrameChoice:
         (lambda s: s.pop("frames"), "cannot be used"),
         (lambda s: s.update(frames=[]), "cannot be used"),
         (lambda s: s["frames"][2].update(transform_matrix=[[float("nan")] * 4] * 4), "pose that is not finite"),
+        (stand_still, "all its camera centres are equal"),
         (lambda s: s.update(fl_x=0), r"focal lengths \[0.0, .*expected positive"),
     ],
-    ids=["no frames key", "no frames", "NaN pose", "zero focal length"],
+    ids=["no frames key", "no frames", "NaN pose", "no baseline", "zero focal length"],
 )
 def test_bad_scenes_are_named(tmp_path, spoil, message):
     write_scene(tmp_path / "spoilt")
@@ -170,92 +175,6 @@ def test_missing_data_and_bad_scene_lists_are_refused(tmp_path):
         (tmp_path / "scenes.json").write_text(content)
         with pytest.raises(DataError, match=message):
             opened(tmp_path)
-
-
-# View choices
-
-
-def test_random_sampler_draws_disjoint_views_or_targets_among_all():
-    generator = torch.Generator().manual_seed(0)
-    disjoint = RandomViewSampler(2, 3, targets_include_context=False)
-    among = RandomViewSampler(2, 3, targets_include_context=True)
-    overlaps = 0
-    for _ in range(50):
-        choice = disjoint(range(10, 16), generator)
-        assert len({*choice.context, *choice.target}) == 5 and set(choice.context) <= set(range(10, 16))
-        choice = among(range(10, 16), generator)
-        assert len(set(choice.target)) == 3
-        overlaps += bool(set(choice.context) & set(choice.target))
-    assert 25 < overlaps < 50  # 1 - C(3,3) / C(5,3) = 0.9 of the draws
-    with pytest.raises(ValueError, match="4 frames; expected at least 5, for 2 context and 3 target"):
-        disjoint(range(4), generator)
-
-
-def test_farthest_point_views_are_spread_and_independent_of_order():
-    angles = torch.tensor([0.0, 0.1, 0.2, 1.6, 1.7, 3.1, 3.2, 4.7])
-    poses = torch.eye(4)[:3].repeat(8, 1, 1)
-    poses[:, 0, 3], poses[:, 1, 3] = angles.cos(), angles.sin()
-    poses[:, :, 2] = poses[:, :, 3]
-    chosen = farthest_point_views(poses, 4)
-    assert sorted(int(angles[i] / 1.5) for i in chosen) == [0, 1, 2, 3]
-    order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
-    assert {int(order[i]) for i in farthest_point_views(poses[order], 4)} == set(chosen)
-
-
-def test_evaluation_views_come_from_the_index_or_are_spread(collection):
-    scenes = opened(collection)
-    index = EvaluationIndex.read(collection / "evaluation_index.json")
-    test, val = scenes.load(scenes.split("test")[0]), scenes.load(scenes.split("val")[0])
-    assert choose_evaluation_views(test, index, 2, 4) == frames_choice([0, 3], [1, 5, 6])
-    choice = choose_evaluation_views(val, index, 3, 4)
-    assert len(choice.context) == 3 and len(choice.target) == 4 and not set(choice.context) & set(choice.target)
-    assert choose_evaluation_views(val, index, 3, 4) == choice
-    every = choose_evaluation_views(val, index, 3, None)
-    assert every.context == choice.context and len(every.target) == 5
-
-
-def test_evaluation_targets_of_a_single_scene_are_never_context(scene):
-    scenes = opened(scene)
-    loaded = scenes.load(scenes.entries[0])
-    choice = choose_evaluation_views(loaded, None, 4, 8)
-    assert set(choice.target) == set(loaded.eval_frames) and set(choice.context) <= set(loaded.train_frames)
-
-
-@pytest.mark.parametrize(
-    "entry, message",
-    [
-        ({"context": [0, 1], "target": [1, 2]}, r"scene scene_5: frames \[1\] are context and target"),
-        ({"context": [0], "target": []}, "no context or no target"),
-        ({"context": [0]}, "KeyError: 'target'"),
-        (None, "has views for no scene"),
-    ],
-)
-def test_bad_index_entries_are_refused(tmp_path, entry, message):
-    path = tmp_path / "index.json"
-    path.write_text(json.dumps({"scene_5": entry}))
-    with pytest.raises(DataError, match=message):
-        EvaluationIndex.read(path)
-
-
-def test_index_with_unknown_scene_or_frame_is_refused_and_null_entries_are_counted(tmp_path, collection):
-    path = tmp_path / "index.json"
-    entry = {"context": [0], "target": [8]}
-    path.write_text(json.dumps({"scene_5": entry, "scene_9": entry, "scene_6": None}))
-    index, scenes = EvaluationIndex.read(path), opened(collection)
-    assert index.num_null == 1
-    with pytest.raises(DataError, match="names 1 scenes that are not in the evaluated split of the data: scene_9"):
-        index.listed(scenes.split("test"))
-    with pytest.raises(DataError, match="scene scene_5: frame 8; the scene has frames 0..7"):
-        choose_evaluation_views(scenes.load(scenes.split("test")[0]), index, 2, 4)
-
-
-def test_too_few_frames_for_evaluation_are_refused(tmp_path):
-    write_collection(tmp_path, "train val test", num_frames=3)
-    scenes = opened(tmp_path)
-    with pytest.raises(
-        DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 3"
-    ):
-        choose_evaluation_views(scenes.load(scenes.split("test")[0]), None, 3, 1)
 
 
 # Training samples
@@ -336,7 +255,7 @@ def test_colmap_scenes_open_through_their_dataparser(tmp_path):
     write_scene(tmp_path / "plain")
     plain = opened(tmp_path / "plain").load(opened(tmp_path / "plain").entries[0])
     # The same cameras up to the dataparsers' similarity transforms, which the canonical frame cancels.
-    views = [views_from_cameras(s.cropped_cameras(range(8), (16, 16)), 1) for s in (scene, plain)]
+    views = [views_from_cameras(s.cropped_cameras(range(8), IMAGES), 1) for s in (scene, plain)]
     canonical = [CanonicalFrame.estimate(v.camera_to_world).apply(v.camera_to_world) for v in views]
     assert torch.allclose(canonical[0], canonical[1], atol=1e-4)
     assert torch.allclose(views[0].directions, views[1].directions, atol=1e-6)

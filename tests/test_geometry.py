@@ -45,13 +45,19 @@ def test_intrinsics_after_resize_and_crop_see_the_same_point_at_the_same_place(s
     intrinsics = torch.tensor([300.0, 310.0, 0.52 * size[1], 0.47 * size[0]])
     resized = cover_size(size, crop)
     assert resized[0] >= crop[0] and resized[1] >= crop[1] and (resized[0] == crop[0] or resized[1] == crop[1])
-    new = resize_and_crop_intrinsics(intrinsics, size, resized, crop)
+    new = resize_and_crop_intrinsics(intrinsics, torch.tensor(size), torch.tensor(resized), crop)
     x, y = 0.13, -0.08  # a direction, as x / z and y / z
     pixel = torch.tensor([x * intrinsics[0] + intrinsics[2], y * intrinsics[1] + intrinsics[3]])
     ratio = torch.tensor([resized[1] / size[1], resized[0] / size[0]])
     offset = torch.tensor([(resized[1] - crop[1]) // 2, (resized[0] - crop[0]) // 2])
     expected = pixel * ratio - offset
     assert torch.allclose(torch.stack([x * new[0] + new[2], y * new[1] + new[3]]), expected, atol=1e-4)
+
+
+def test_width_is_rounded_to_a_multiple_as_the_official_preprocessing_does():
+    assert cover_size((360, 640), (256, 256)) == (256, 455)
+    assert cover_size((360, 640), (256, 256), width_multiple=8) == (256, 456)
+    assert cover_size((640, 360), (256, 256), width_multiple=8)[1] == 256
 
 
 def test_pad_to_multiple():

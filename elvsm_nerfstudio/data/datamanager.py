@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 import numpy as np
 import torch
@@ -25,11 +25,19 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch.nn import Parameter
 from torch.utils.data import DataLoader
 
-from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, choose_evaluation_views
-from elvsm_nerfstudio.data.images import Background, DataError
+from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
+from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
 from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples, read_sample
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
-from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
+from elvsm_nerfstudio.data.view_samplers import (
+    AngularGroupSampler,
+    BoundedGapSampler,
+    FarthestPointSampler,
+    FrameChoice,
+    NearestViewSampler,
+    RandomViewSampler,
+    ViewSampler,
+)
 from elvsm_nerfstudio.views import ViewSet
 
 
@@ -40,17 +48,26 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     _target: type = field(default_factory=lambda: ViewSetDataManager)
     """target class to instantiate"""
     data: Optional[Path] = None
-    """A scene (folder or transforms.json), a scenes.json or the folder that holds one, or a folder of scenes."""
+    """A scene (folder or transforms.json), a scenes.json or the folder that holds one, RealEstate10K chunks, lists of
+    posed-JSON scenes, or a folder of scenes."""
     dataparser: AnnotatedDataParserUnion = field(default_factory=NerfstudioDataParserConfig)
     """Every scene goes through this dataparser."""
     image_size: tuple[int, int] = (256, 256)
     """Height and width to which images are resized and centre-cropped; multiples of the patch size."""
     scenes_per_batch: int = 2
     """Scenes in a training batch, on each device."""
-    num_context_views: int = 2
-    """Context views of a scene, in training and where evaluation has no index."""
+    num_context_views: Union[int, tuple[int, int]] = 2
+    """Context views of a scene. Two numbers: each training step draws one between them, and where evaluation has no
+    index it takes the larger."""
     num_target_views: int = 6
     """Target views of a scene in training."""
+    view_sampler: Literal["random", "bounded-gap", "angular-groups", "farthest-point", "nearest"] = "random"
+    """How training chooses views: anywhere in the scene; the ends of a stretch of a video, with targets between them;
+    one context view from each side of an object; context spread out over the scene; or all near to one another."""
+    frame_gap: tuple[int, int] = (25, 192)
+    """Shortest and longest stretch, in frames, of 'bounded-gap'."""
+    frame_gap_warmup_steps: int = 0
+    """Steps in which the longest stretch grows from the shortest."""
     targets_include_context: bool = True
     """Whether a training target may be one of the context views (as upstream). Never so in evaluation."""
     background: Background = "white"
@@ -64,6 +81,9 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     scenes.json if there is one, else views spread by the cameras."""
     eval_num_target_views: Optional[int] = None
     """Targets of a scene where evaluation has no index, spread over its held-out frames; all of them if absent."""
+    context_frames: Optional[tuple[int, ...]] = None
+    """Frames of a single capture that are its context in evaluation, renders and the viewer, numbered in order of the
+    file names; chosen by the cameras if absent."""
     scene: Optional[str] = None
     """Scene that the viewer and ns-render show; the first of the evaluated split if absent."""
 
@@ -81,24 +101,53 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     patch_size: Annotated[int, tyro.conf.Suppress] = 1
     pixel_sampler: Annotated[Any, tyro.conf.Suppress] = None
 
+    @property
+    def images(self) -> ImageSpec:
+        """How training and rendering read images."""
+        return ImageSpec(self.image_size, self.background)
+
+    @property
+    def context_view_bounds(self) -> tuple[int, int]:
+        """Smallest and largest number of context views."""
+        number = self.num_context_views
+        return (number, number) if isinstance(number, int) else tuple(number)
+
+    @property
+    def evaluation_views(self) -> ViewRule:
+        """How evaluation without a protocol, renders and the viewer choose views."""
+        count = self.context_view_bounds[1] if self.context_frames is None else len(self.context_frames)
+        return ViewRule(count, self.eval_num_target_views, context_frames=self.context_frames)
+
+    def training_sampler(self) -> ViewSampler:
+        """The view sampler that the options describe."""
+        targets = self.num_target_views, self.targets_include_context
+        if self.view_sampler == "bounded-gap":
+            return BoundedGapSampler(*targets, *self.frame_gap, warmup_steps=self.frame_gap_warmup_steps)
+        samplers = {
+            "random": RandomViewSampler,
+            "angular-groups": AngularGroupSampler,
+            "farthest-point": FarthestPointSampler,
+            "nearest": NearestViewSampler,
+        }
+        return samplers[self.view_sampler](*targets)
+
 
 class ViewDataset(InputDataset):
     """Some frames of a scene, resized, cropped and composited as the network gets them, for nerfstudio's tools."""
 
-    def __init__(self, scene: Scene, frames: tuple[int, ...], config: ViewSetDataManagerConfig):
+    def __init__(self, scene: Scene, frames: tuple[int, ...], images: ImageSpec):
         outputs = DataparserOutputs(
             image_filenames=[scene.outputs.image_filenames[frame] for frame in frames],
-            cameras=scene.cropped_cameras(frames, config.image_size),
+            cameras=scene.cropped_cameras(frames, images),
             scene_box=scene.outputs.scene_box,
             dataparser_transform=scene.outputs.dataparser_transform,
             dataparser_scale=scene.outputs.dataparser_scale,
         )
         super().__init__(outputs)
-        self._scene, self._frames, self._config = scene, frames, config
+        self._scene, self._frames, self._images = scene, frames, images
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:
-        frame = self._frames[image_idx]
-        return self._scene.read_images([frame], self._config.image_size, self._config.background)[0].numpy()
+        return self._scene.read_images([self._frames[image_idx]], self._images)[0].numpy()
 
 
 @dataclass(frozen=True)
@@ -109,6 +158,7 @@ class EvaluationScene:
     views: ViewSet
     cameras: Cameras
     """nerfstudio cameras of the targets, [target]."""
+    context_names: tuple[str, ...]
     target_names: tuple[str, ...]
 
 
@@ -158,11 +208,12 @@ class ViewSetDataManager(VanillaDataManager):
     # What nerfstudio's tools look at
 
     def _show(self, entry: SceneEntry) -> None:
-        scene, choice = self.scene_and_choice(entry)
+        scene = self.collection.load(entry)
+        choice = choose_evaluation_views(scene, self.evaluation_index, self.config.evaluation_views)
         self.shown = entry
         self.train_dataparser_outputs = scene.outputs
-        self.train_dataset = ViewDataset(scene, choice.context, self.config)
-        self.eval_dataset = ViewDataset(scene, choice.target, self.config)
+        self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
+        self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
 
     def setup_train(self) -> None:
         if self.test_mode == "val" and not self.train_entries:
@@ -192,20 +243,19 @@ class ViewSetDataManager(VanillaDataManager):
 
     def _training_loader(self, first_step: int) -> DataLoader:
         config = self.config
-        sampler = RandomViewSampler(config.num_context_views, config.num_target_views, config.targets_include_context)
-        if not self.collection.whole_scenes:
-            frames = len(self.collection.load(self.train_entries[0]).train_frames)
-            if frames < sampler.num_frames:
-                raise DataError(
-                    f"{config.data} has {frames} frames to train on; expected at least {sampler.num_frames}: "
-                    f"{config.num_context_views} context (--pipeline.datamanager.num-context-views) and "
-                    f"{config.num_target_views} target views (--pipeline.datamanager.num-target-views)"
-                )
         # nerfstudio passes the rank within the machine only.
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else self.local_rank
         samples = TrainingSamples(
-            self.collection, self.train_entries, sampler, config.image_size, config.background, config.seed
+            self.collection,
+            self.train_entries,
+            config.training_sampler(),
+            config.images,
+            config.seed,
+            config.context_view_bounds,
+            samples_per_step=config.scenes_per_batch * self.world_size,
         )
+        if not self.collection.whole_scenes:
+            samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here
         return DataLoader(
             samples,
             batch_sampler=StepBatches(first_step, config.scenes_per_batch, rank, self.world_size),
@@ -232,42 +282,41 @@ class ViewSetDataManager(VanillaDataManager):
 
     def next_eval(self, step: int) -> tuple[ViewSet, dict[str, Any]]:
         """One evaluated scene, with as many targets as in training; steps walk through all scenes."""
-        views = self.evaluation_scene(step % len(self.eval_entries), self.config.num_target_views).views
+        entry = self.eval_entries[step % len(self.eval_entries)]
+        views = self.evaluation_scene(entry, max_targets=self.config.num_target_views).views
         return views, {"image": views.target.rgb}
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """One target of the scene that is shown."""
         return self.eval_dataloader.get_camera(step % len(self.eval_dataset))
 
-    def evaluation_scene(self, index: int, max_targets: Optional[int] = None) -> EvaluationScene:
-        """Context and targets of an evaluated scene; only the first targets where a look is enough.
+    def evaluation_scene(
+        self,
+        entry: SceneEntry,
+        rule: Optional[ViewRule] = None,
+        images: Optional[ImageSpec] = None,
+        max_targets: Optional[int] = None,
+    ) -> EvaluationScene:
+        """Context and targets of a scene as evaluation sees them.
+
+        Args:
+            rule, images: a protocol's; as configured if absent.
+            max_targets: only the first targets, where a look is enough.
 
         Raises:
             DataError: evaluation leaves nothing out, so anything unreadable stops it.
         """
-        return self._evaluation_scene(self.eval_entries[index], max_targets)
-
-    def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
-        """Context and targets of the scene that the viewer and ns-render show."""
-        return self._evaluation_scene(self.shown, max_targets)
-
-    def _evaluation_scene(self, entry: SceneEntry, max_targets: Optional[int]) -> EvaluationScene:
-        scene, choice = self.scene_and_choice(entry)
+        images = images or self.config.images
+        scene = self.collection.load(entry)
+        choice = choose_evaluation_views(scene, self.evaluation_index, rule or self.config.evaluation_views)
         choice = FrameChoice(choice.context, choice.target[:max_targets])
-        sample = read_sample(scene, choice, self.config.image_size, self.config.background)
         return EvaluationScene(
             name=entry.name,
-            views=Sample.collate([sample]).view_set(self.device),
-            cameras=scene.cropped_cameras(choice.target, self.config.image_size).to(self.device),
+            views=Sample.collate([read_sample(scene, choice, images)]).view_set(self.device),
+            cameras=scene.cropped_cameras(choice.target, images).to(self.device),
+            context_names=tuple(scene.frame_name(frame) for frame in choice.context),
             target_names=tuple(scene.frame_name(frame) for frame in choice.target),
         )
-
-    def scene_and_choice(self, entry: SceneEntry) -> tuple[Scene, FrameChoice]:
-        scene = self.collection.load(entry)
-        choice = choose_evaluation_views(
-            scene, self.evaluation_index, self.config.num_context_views, self.config.eval_num_target_views
-        )
-        return scene, choice
 
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None:

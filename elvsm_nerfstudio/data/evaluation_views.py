@@ -6,13 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import torch
 
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.scenes import Scene, SceneEntry
-from elvsm_nerfstudio.data.view_samplers import FrameChoice, farthest_point_views
+from elvsm_nerfstudio.data.view_geometry import farthest_point_views
+from elvsm_nerfstudio.data.view_samplers import FrameChoice
+
+
+@dataclass(frozen=True)
+class ViewRule:
+    """How evaluation chooses the views of a scene. Depends on the scene's cameras alone: nothing is drawn."""
+
+    num_context_views: int
+    """Context views; an index with "or" fixes its own number."""
+    num_target_views: Optional[int] = None
+    """Targets where they do not come from an index, spread evenly over the held-out frames that are not context; all
+    of those if absent."""
+    source: Literal["index", "index or spread", "index or first", "spread"] = "index or spread"
+    """Where the views come from: the index, which must list the scene; the cameras, context spread by farthest point;
+    or the frames' order, the first ones being context."""
+    num_frames: Optional[int] = None
+    """Frames to choose from, sampled uniformly over the scene; all of them if absent or if there are fewer."""
+    targets_may_be_context: bool = False
+    """Whether an index may name a context frame as target, as pixelSplat's for RealEstate10K does."""
+    context_frames: Optional[tuple[int, ...]] = None
+    """Frames that are context, given one by one instead of by any of the above."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +47,10 @@ class EvaluationIndex:
 
     @staticmethod
     def read(path: Path) -> EvaluationIndex:
-        """Reads ``{"scene": {"context": [..], "target": [..]} | null}``.
+        """Reads pixelSplat's format, ``{"scene": {"context": [..], "target": [..]} | null}``.
 
         Raises:
-            DataError: for a file that is not of this form, or an entry whose context and targets overlap.
+            DataError: for a file that is not of this form, or has views for no scene.
         """
         try:
             raw = json.loads(path.read_text("utf8"))
@@ -45,8 +66,6 @@ class EvaluationIndex:
             ) from error
         if not choices:
             raise DataError(f"evaluation index {path} has views for no scene")
-        for name, choice in choices.items():
-            _check_disjoint(choice, f"evaluation index {path}, scene {name}")
         return EvaluationIndex(path, choices, num_null=len(raw) - len(choices))
 
     def listed(self, entries: Sequence[SceneEntry]) -> list[SceneEntry]:
@@ -63,45 +82,90 @@ class EvaluationIndex:
             )
         return [entry for entry in entries if entry.name in self.choices]
 
+    def choose(self, scene: Scene, num_context_views: Optional[int] = None) -> FrameChoice:
+        """The listed views of a scene, with as many context views as wanted or else as listed.
 
-def choose_evaluation_views(
-    scene: Scene, index: Optional[EvaluationIndex], num_context_views: int, num_target_views: Optional[int]
-) -> FrameChoice:
-    """Context and targets of a scene: from the index where it lists the scene, else spread by the cameras.
+        More context views than listed are spread evenly between the first and the last of the listed ones (upstream
+        fact); of fewer the first are taken.
 
-    Without an index, context views are spread over the scene by farthest point, targets evenly over the held-out
-    frames that are not context (all of them where no number is given).
-
-    Raises:
-        DataError: for frames that the scene does not have, or too few of them.
-    """
-    if index is not None and scene.name in index.choices:
-        choice = index.choices[scene.name]
+        Raises:
+            DataError: for frames that the scene does not have.
+        """
+        choice = self.choices[scene.name]
+        where = f"evaluation index {self.path}, scene {scene.name}"
         for frame in (*choice.context, *choice.target):
             if not 0 <= frame < scene.num_frames:
-                raise DataError(
-                    f"evaluation index {index.path}, scene {scene.name}: frame {frame}; the scene has frames "
-                    f"0..{scene.num_frames - 1}"
-                )
-        return choice
-    poses = scene.cameras.camera_to_worlds[list(scene.train_frames)]
-    context = tuple(scene.train_frames[i] for i in farthest_point_views(poses, num_context_views))
-    rest = [frame for frame in scene.eval_frames if frame not in context]
-    if len(context) < num_context_views or not rest:
+                raise DataError(f"{where}: frame {frame}; the scene has frames 0..{scene.num_frames - 1}")
+        count = len(choice.context) if num_context_views is None else num_context_views
+        context = choice.context[:count]
+        if count > len(choice.context) and choice.context:
+            ends = min(choice.context), max(choice.context)
+            context = tuple(torch.linspace(*ends, count, dtype=torch.float64).round().long().tolist())
+            if len(set(context)) < count:
+                raise DataError(f"{where}: there are not {count} frames from {ends[0]} to {ends[1]}")
+        return FrameChoice(context, choice.target)
+
+
+def choose_evaluation_views(scene: Scene, index: Optional[EvaluationIndex], rule: ViewRule) -> FrameChoice:
+    """Context and targets of a scene.
+
+    Context frames come in an order in which any number of the first ones is a sensible choice too: as listed, or
+    farthest point first.
+
+    Raises:
+        DataError: for frames that the scene does not have, too few of them, or targets that are context.
+    """
+    listed = index is not None and scene.name in index.choices
+    if rule.source == "index" and not listed:
         raise DataError(
-            f"scene {scene.name} has {len(scene.train_frames)} frames for context and {len(rest)} others for targets; "
-            f"expected at least {num_context_views} and 1. Ask for fewer with "
+            f"scene {scene.name} has no views in an evaluation index; name one with "
+            "--pipeline.datamanager.evaluation-index"
+        )
+    if rule.context_frames is None and listed and rule.source != "spread":
+        where = f"evaluation index {index.path}, scene {scene.name}"
+        choice = index.choose(scene, rule.num_context_views if rule.source == "index" else None)
+        if rule.source == "index or first" and len(choice.context) != rule.num_context_views:
+            raise DataError(f"{where}: {len(choice.context)} context frames; expected {rule.num_context_views}")
+        _check(choice, where, rule.targets_may_be_context)
+        return choice
+    return _spread_views(scene, rule)
+
+
+def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
+    usable = set(range(scene.num_frames))
+    if rule.num_frames is not None and rule.num_frames < scene.num_frames:
+        usable = set(torch.linspace(0, scene.num_frames - 1, rule.num_frames).round().long().tolist())
+    frames = [frame for frame in scene.train_frames if frame in usable]
+    if rule.context_frames is not None:
+        unknown = [frame for frame in rule.context_frames if not 0 <= frame < scene.num_frames]
+        if unknown:
+            raise DataError(
+                f"--pipeline.datamanager.context-frames {' '.join(map(str, unknown))}: scene {scene.name} has frames "
+                f"0..{scene.num_frames - 1}"
+            )
+        context = rule.context_frames
+    elif rule.source == "index or first":
+        context = tuple(frames[: rule.num_context_views])
+    else:
+        poses = scene.cameras.camera_to_worlds[frames]
+        context = tuple(frames[i] for i in farthest_point_views(poses, rule.num_context_views))
+    rest = [frame for frame in scene.eval_frames if frame in usable and frame not in context]
+    if len(context) < rule.num_context_views or not rest:
+        raise DataError(
+            f"scene {scene.name} has {len(frames)} frames for context and {len(rest)} others for targets; "
+            f"expected at least {rule.num_context_views} and 1. Ask for fewer with "
             "--pipeline.datamanager.num-context-views, or hold out more frames of a single scene with its "
             "dataparser's --train-split-fraction or --eval-mode"
         )
-    positions = torch.linspace(0, len(rest) - 1, min(num_target_views or len(rest), len(rest))).round().long().tolist()
-    choice = FrameChoice(context, tuple(rest[i] for i in positions))
-    _check_disjoint(choice, f"scene {scene.name}")
+    positions = torch.linspace(0, len(rest) - 1, min(rule.num_target_views or len(rest), len(rest)))
+    choice = FrameChoice(context, tuple(rest[i] for i in positions.round().long().tolist()))
+    _check(choice, f"scene {scene.name}", allow_overlap=False)
     return choice
 
 
-def _check_disjoint(choice: FrameChoice, where: str) -> None:
+def _check(choice: FrameChoice, where: str, allow_overlap: bool) -> None:
     both = sorted(set(choice.context) & set(choice.target))
-    if both or not choice.context or not choice.target:
-        found = f"frames {both} are context and target" if both else "no context or no target frames"
-        raise DataError(f"{where}: {found}; expected disjoint, non-empty lists")
+    if not choice.context or not choice.target:
+        raise DataError(f"{where}: no context or no target frames; expected both")
+    if both and not allow_overlap:
+        raise DataError(f"{where}: frames {both} are context and target; expected disjoint lists")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import numpy as np
 import torch
@@ -21,25 +25,39 @@ class DataError(ValueError):
     """Data that cannot be used; the message says which file, what was found and what was expected."""
 
 
-def read_image(
-    path: Path, camera_size: tuple[int, int], size: tuple[int, int], background: Background
-) -> UInt8[Tensor, "height width 3"]:
-    """One image as the network gets it.
+@dataclass(frozen=True)
+class ImageSpec:
+    """How images become what the network gets: composited, resized (Lanczos, as in the paper's protocol) to just
+    cover ``size``, and the middle cut out."""
 
-    Transparent images are composited, the whole is resized (Lanczos, as in the paper's protocol) to just cover
-    ``size``, and the middle is cut out. ``resize_and_crop_cameras`` gives the matching cameras.
+    size: tuple[int, int]
+    """Height and width."""
+    background: Background = "white"
+    width_multiple: int = 1
+    """The width after the resize, before the cut, is rounded to a multiple of this."""
+
+    def resized(self, camera_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) after the resize of an image of some (height, width)."""
+        return cover_size(camera_size, self.size, self.width_multiple)
+
+
+def read_image(
+    path: Path, camera_size: tuple[int, int], spec: ImageSpec, encoded: Optional[bytes] = None
+) -> UInt8[Tensor, "height width 3"]:
+    """One image as the network gets it; ``resize_and_crop_cameras`` gives the matching cameras.
 
     Args:
+        path: the image file; only its name, for messages, where ``encoded`` is given.
         camera_size: (height, width) that the camera states for this image; the file may differ from it by one
             pixel, the rounding of downscaled copies.
-        size: (height, width) wanted.
+        encoded: the file's content, of images that are no files of their own.
 
     Raises:
         DataError: naming a file that is missing, cannot be decoded, or is of another size than its camera says.
     """
     try:
-        with Image.open(path) as opened:
-            image = _composite(opened, background)
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as opened:
+            image = _composite(opened, spec.background)
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -49,11 +67,16 @@ def read_image(
             f"image {path} is {image.width}x{image.height}, but its camera says {camera_size[1]}x{camera_size[0]} "
             "(width x height); correct w and h, or resize the image"
         )
-    resized = cover_size(camera_size, size)
-    if image.size != (resized[1], resized[0]):
-        image = image.resize((resized[1], resized[0]), Image.Resampling.LANCZOS)
-    top, left = crop_offset(resized, size)
-    return torch.from_numpy(np.array(image.crop((left, top, left + size[1], top + size[0]))))
+    height, width = spec.resized(camera_size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    top, left = crop_offset((height, width), spec.size)
+    return torch.from_numpy(np.array(image.crop((left, top, left + spec.size[1], top + spec.size[0]))))
+
+
+def duplicates(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def _composite(image: Image.Image, background: Background) -> Image.Image:

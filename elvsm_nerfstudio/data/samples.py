@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from elvsm_nerfstudio.cameras import views_from_cameras
-from elvsm_nerfstudio.data.images import Background, DataError
+from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
-from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
+from elvsm_nerfstudio.data.view_samplers import FrameChoice, ViewSampler, draw_num_context_views, mix_seed
 from elvsm_nerfstudio.views import ViewSet
 
 MAX_ATTEMPTS = 32
@@ -70,12 +70,12 @@ class Sample:
         return ViewSet(views.select(slice(0, context)), views.select(slice(context, None)))
 
 
-def read_sample(scene: Scene, choice: FrameChoice, size: tuple[int, int], background: Background) -> Sample:
+def read_sample(scene: Scene, choice: FrameChoice, spec: ImageSpec) -> Sample:
     """Decodes the images of a choice of frames; a frame that is context and target is decoded once."""
     frames = (*choice.context, *choice.target)
     unique = sorted(set(frames))
-    images = scene.read_images(unique, size, background)
-    cameras = scene.cropped_cameras(frames, size)
+    images = scene.read_images(unique, spec)
+    cameras = scene.cropped_cameras(frames, spec)
     distortion = cameras.distortion_params
     return Sample(
         rgb=images[[unique.index(frame) for frame in frames]],
@@ -91,37 +91,50 @@ def read_sample(scene: Scene, choice: FrameChoice, size: tuple[int, int], backgr
 class TrainingSamples(Dataset):
     """Sample k of an endless sequence, made from (seed, k) alone.
 
-    Epoch by epoch every scene comes once, in an order shuffled by (seed, epoch). A scene that cannot be read is
-    replaced by one drawn from (seed, k), and reported in the sample.
+    Epoch by epoch every scene comes once, in an order shuffled by (seed, epoch). A scene that cannot be used is
+    replaced by one drawn from (seed, k), and reported in the sample; a single scene raises its DataError.
+
+    Args:
+        num_context_views: smallest and largest number; each training step draws its own, the same on all ranks.
+        samples_per_step: scenes that all ranks together see in a step.
     """
 
     def __init__(
         self,
         collection: SceneCollection,
         entries: list[SceneEntry],
-        sampler: RandomViewSampler,
-        size: tuple[int, int],
-        background: Background,
+        sampler: ViewSampler,
+        spec: ImageSpec,
         seed: int,
+        num_context_views: tuple[int, int],
+        samples_per_step: int,
     ):
         self.collection, self.entries, self.sampler = collection, entries, sampler
-        self.size, self.background, self.seed = size, background, seed
+        self.spec, self.seed = spec, seed
+        self.num_context_views, self.samples_per_step = num_context_views, samples_per_step
         self._epoch = -1
         self._order: list[int] = []
 
     def __getitem__(self, k: int) -> Sample:
-        generator = torch.Generator().manual_seed(_mix(self.seed, 1, k))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, k))
+        step = k // self.samples_per_step
+        count = draw_num_context_views(self.num_context_views, self.seed, step)
         index = self._scene_in_epoch(k)
         failures: list[str] = []
         while len(failures) < MAX_ATTEMPTS:
             try:
                 scene = self.collection.load(self.entries[index])
                 try:
-                    choice = self.sampler(scene.train_frames, generator)
+                    choice = self.sampler(scene.train_frames, scene.train_poses, count, generator, step)
                 except ValueError as error:
-                    raise DataError(f"scene {scene.name} ({self.entries[index].path}) has {error}") from error
-                sample = read_sample(scene, choice, self.size, self.background)
+                    raise DataError(
+                        f"scene {scene.name} ({self.entries[index].path}) has {error}; see --pipeline.datamanager."
+                        "num-context-views, num-target-views and view-sampler"
+                    ) from error
+                sample = read_sample(scene, choice, self.spec)
             except DataError as error:
+                if len(self.entries) == 1:
+                    raise
                 failures.append(str(error))
                 index = int(torch.randint(len(self.entries), (), generator=generator))
             else:
@@ -132,7 +145,7 @@ class TrainingSamples(Dataset):
     def _scene_in_epoch(self, k: int) -> int:
         epoch, position = divmod(k, len(self.entries))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, 0, epoch))
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, 0, epoch))
             self._order = torch.randperm(len(self.entries), generator=generator).tolist()
             self._epoch = epoch
         return self._order[position]
@@ -153,12 +166,3 @@ class StepBatches(Sampler):
             first = (step * self.world_size + self.rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
             step += 1
-
-
-def _mix(seed: int, stream: int, number: int) -> int:
-    """One 63-bit seed from three numbers; neighbours are as unrelated as any (splitmix64's finaliser)."""
-    mask = (1 << 64) - 1
-    z = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7 + 0x9E3779B9) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return (z ^ (z >> 31)) >> 1

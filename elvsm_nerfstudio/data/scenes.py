@@ -6,20 +6,23 @@ import dataclasses
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import check_cameras, resize_and_crop_cameras
-from elvsm_nerfstudio.data.images import Background, DataError, read_image
-from elvsm_nerfstudio.geometry import cover_size
+from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
+from elvsm_nerfstudio.data.images import DataError, ImageSpec, duplicates, read_image
+from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
+from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
+from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
 
 Split = Literal["train", "val", "test"]
 
@@ -27,6 +30,12 @@ SCENE_MARKERS = ("transforms.json", "transforms_train.json", "colmap", "sparse")
 """A folder that holds one of these is a scene."""
 MAX_PARSED_SCENES = 512
 """Parsed scenes (cameras and file names, a few kB each) that a process keeps."""
+MAX_VAL_SCENES = 64
+"""Scenes that are taken out of the train split for validation where a data set has none."""
+
+MIN_RELATIVE_SPREAD = 1e-5
+"""Camera centres whose spread is below this share of their distance from the world's origin are one place: that is
+the rounding of fp32."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +64,36 @@ class Scene:
         return self.outputs.cameras
 
     @property
+    def train_poses(self) -> Float[Tensor, "frame 3 4"]:
+        """Camera-to-world of the train frames, OpenGL axes."""
+        return self.cameras.camera_to_worlds[list(self.train_frames)]
+
+    @property
     def num_frames(self) -> int:
         return len(self.outputs.image_filenames)
 
     def frame_name(self, frame: int) -> str:
         return self.outputs.image_filenames[frame].stem
 
-    def cropped_cameras(self, frames: Sequence[int], size: tuple[int, int]) -> Cameras:
+    def cropped_cameras(self, frames: Sequence[int], spec: ImageSpec) -> Cameras:
         """Cameras [frame] of the images that ``read_images`` gives."""
         cameras = self.cameras[torch.tensor(list(frames))]
         sizes = torch.cat([cameras.height, cameras.width], dim=-1).tolist()
-        resized = torch.tensor([cover_size((height, width), size) for height, width in sizes])
-        return resize_and_crop_cameras(cameras, resized, size)
+        resized = torch.tensor([spec.resized((height, width)) for height, width in sizes])
+        return resize_and_crop_cameras(cameras, resized, spec.size)
 
-    def read_images(
-        self, frames: Sequence[int], size: tuple[int, int], background: Background
-    ) -> UInt8[Tensor, "frame height width 3"]:
-        """Images of some frames, resized and cropped to (height, width)."""
+    def read_images(self, frames: Sequence[int], spec: ImageSpec) -> UInt8[Tensor, "frame height width 3"]:
+        """Images of some frames, resized and cropped.
+
+        Raises:
+            DataError: naming an image that cannot be used.
+        """
+        encoded = self.outputs.metadata.get(ENCODED_IMAGES)
         images = []
         for frame in frames:
             camera_size = int(self.cameras.height[frame]), int(self.cameras.width[frame])
-            images.append(read_image(self.outputs.image_filenames[frame], camera_size, size, background))
+            content = None if encoded is None else encoded[frame]
+            images.append(read_image(self.outputs.image_filenames[frame], camera_size, spec, content))
         return torch.stack(images)
 
 
@@ -101,26 +119,41 @@ class SceneCollection:
         """Opens what ``--data`` names; no scene's own files are read yet.
 
         Args:
-            data: a scene (its folder or a transforms*.json), a ``scenes.json`` or the folder that holds it, or a
-                folder of scenes. A folder of scenes without ``scenes.json`` is split by the hash order of the
-                names: a tenth (at least one) test, as many val, the rest train.
+            data: a scene (its folder or a transforms*.json), a ``scenes.json`` or the folder that holds it, a data set
+                in chunks (a folder with train/ and test/, or DIR/SPLIT/KEY for one scene), a text file that lists
+                posed-JSON scenes or a folder with train/full_list.txt and test/full_list.txt, or a folder of scenes.
+                Where a data set has no val split, a tenth of its train scenes (at least 1, at most 64), the first in
+                hash order of their names, are val. Scenes without splits are split in the same order: a tenth (at
+                least one) test, as many val, the rest train.
         """
+        if data.name == "scenes.json" or (data / "scenes.json").exists():
+            file = data if data.name == "scenes.json" else data / "scenes.json"
+            return SceneCollection(file.parent, _read_entries(file), dataparser, whole_scenes=True)
+        if is_chunk_folder(data.parent) and not data.exists():
+            own = isinstance(dataparser, RealEstate10KDataParserConfig)
+            parser = dataparser if own else RealEstate10KDataParserConfig()
+            return _single_scene(data.parent, data.name, data, parser)
         if not data.exists():
             raise DataError(f"--data {data} does not exist")
-        if data.name == "scenes.json" or (data / "scenes.json").exists():
-            file = data if data.is_file() else data / "scenes.json"
-            return SceneCollection(file.parent, _read_entries(file), dataparser, whole_scenes=True)
+        for matches, scenes_of, kind in _PACKED_FORMATS:
+            parser = dataparser if isinstance(dataparser, kind) else kind()
+            splits = {split: scenes_of(data / split) for split in SPLITS if matches(data / split)}
+            if splits:
+                return SceneCollection(data, _with_val(splits), parser, whole_scenes=True)
+            if matches(data):
+                return SceneCollection(data, _split_by_hash(scenes_of(data)), parser, whole_scenes=True)
         if data.is_file() or any((data / marker).exists() for marker in SCENE_MARKERS):
             folder = data.parent if data.is_file() else data
-            entries = [SceneEntry(folder.resolve().name, data, split) for split in ("train", "val", "test")]
-            return SceneCollection(folder, entries, dataparser, whole_scenes=False)
+            return _single_scene(folder, folder.resolve().name, data, dataparser)
         folders = [f for f in sorted(data.iterdir()) if any((f / marker).exists() for marker in SCENE_MARKERS)]
         if len(folders) < 3:
             raise DataError(
                 f"--data {data}: found {len(folders)} scenes in it; expected a scene (a folder with one of "
-                f"{', '.join(SCENE_MARKERS)}), a scenes.json, or a folder of at least 3 scenes (train, val and test)"
+                f"{', '.join(SCENE_MARKERS)}), a scenes.json, chunks (train/index.json and test/index.json), lists of "
+                f"scenes (train/{LIST_NAME}, test/{LIST_NAME}), or a folder of at least 3 scenes (train, val and test)"
             )
-        return SceneCollection(data, _split_by_hash(folders), dataparser, whole_scenes=True)
+        entries = _split_by_hash([(folder.name, folder) for folder in folders])
+        return SceneCollection(data, entries, dataparser, whole_scenes=True)
 
     def split(self, split: Split) -> list[SceneEntry]:
         """The scenes of a split, in their fixed order."""
@@ -150,6 +183,7 @@ class SceneCollection:
             if scene.num_frames == 0:
                 raise DataError("it has no frames")
             check_cameras(scene.cameras)
+            _check_parallax(scene.outputs)
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
             reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason}") from error
@@ -181,23 +215,79 @@ def _read_entries(file: Path) -> list[SceneEntry]:
             f"{file} is not a scene list ({type(error).__name__}: {error}); expected "
             '{"scenes": [{"name": ..., "path": ..., "split": "train" | "val" | "test"}, ...]}'
         ) from error
-    names = [entry.name for entry in entries]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if not entries or twice:
-        raise DataError(f"{file} lists " + (f"scenes twice: {', '.join(twice)}" if twice else "no scenes"))
+    _check_names(file, entries)
     return entries
 
 
-def _split_by_hash(folders: Sequence[Path]) -> list[SceneEntry]:
-    ranked = sorted(folders, key=lambda folder: hashlib.sha256(folder.name.encode()).hexdigest())
-    held_out = max(1, len(folders) // 10)
-    split = {f: "test" if i < held_out else "val" if i < 2 * held_out else "train" for i, f in enumerate(ranked)}
-    return [SceneEntry(folder.name, folder, split[folder]) for folder in folders]
+def _check_names(where: Path, entries: Sequence[SceneEntry]) -> None:
+    twice = duplicates(entry.name for entry in entries)
+    if not entries or twice:
+        raise DataError(f"{where} lists " + (f"scenes twice: {', '.join(twice[:5])}" if twice else "no scenes"))
+
+
+def _in_chunks(folder: Path) -> list[tuple[str, Path]]:
+    return [(key, folder / key) for key in read_keys(folder)]
+
+
+def _is_list(data: Path) -> bool:
+    return data.suffix == ".txt" or (data / LIST_NAME).is_file()
+
+
+def _in_list(data: Path) -> list[tuple[str, Path]]:
+    return [(scene.stem, scene) for scene in read_list(data if data.is_file() else data / LIST_NAME)]
+
+
+_PACKED_FORMATS = (
+    (is_chunk_folder, _in_chunks, RealEstate10KDataParserConfig),
+    (_is_list, _in_list, PosedJsonDataParserConfig),
+)
+"""Whether a folder is one split of a format, names and paths of the scenes in it, and the dataparser for them."""
+
+
+def _with_val(scenes: Mapping[str, Sequence[tuple[str, Path]]]) -> list[SceneEntry]:
+    """Entries of a data set's splits (name and path of each scene); without a val split some of train become it."""
+    entries = [SceneEntry(name, path, split) for split, listed in scenes.items() for name, path in listed]
+    _check_names(entries[0].path.parent.parent, entries)
+    if "val" in scenes:
+        return entries
+    train = sorted((entry for entry in entries if entry.split == "train"), key=lambda entry: _hash(entry.name))
+    val = {entry.name for entry in train[: min(MAX_VAL_SCENES, max(1, len(train) // 10))]}
+    return [dataclasses.replace(entry, split="val") if entry.name in val else entry for entry in entries]
+
+
+def _split_by_hash(scenes: Sequence[tuple[str, Path]]) -> list[SceneEntry]:
+    """Entries of scenes (name and path) without splits, in the order given."""
+    ranked = sorted((name for name, _ in scenes), key=_hash)
+    held_out = max(1, len(scenes) // 10)
+    split = {n: "test" if i < held_out else "val" if i < 2 * held_out else "train" for i, n in enumerate(ranked)}
+    entries = [SceneEntry(name, path, split[name]) for name, path in scenes]
+    _check_names(entries[0].path.parent, entries)
+    return entries
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _single_scene(root: Path, name: str, data: Path, dataparser: DataParserConfig) -> SceneCollection:
+    entries = [SceneEntry(name, data, split) for split in SPLITS]
+    return SceneCollection(root, entries, dataparser, whole_scenes=False)
+
+
+def _check_parallax(outputs: DataparserOutputs) -> None:
+    """Refuses cameras that all stand in one place, in the units of the file: dataparsers blow any spread up to 1."""
+    centres = outputs.cameras.camera_to_worlds[:, :, 3] / outputs.dataparser_scale
+    distance = centres.norm(dim=-1).max() + outputs.dataparser_transform[:, 3].norm()
+    spread = (centres - centres.mean(dim=0)).norm(dim=-1).max()
+    if len(centres) > 1 and spread <= MIN_RELATIVE_SPREAD * distance:
+        raise DataError("all its camera centres are equal; expected cameras that move, or there is no depth to be seen")
 
 
 def _parser_config_for_whole_scene(config: DataParserConfig, path: Path) -> DataParserConfig:
     """A dataparser's config that puts all frames into its train split and never looks for downscaled copies."""
-    wanted = {"eval_mode": "fraction", "train_split_fraction": 1.0}
+    # The methods of other packages know "fraction", ours "all".
+    ours = isinstance(config, PosedFramesDataParserConfig)
+    wanted = {"eval_mode": "all" if ours else "fraction", "train_split_fraction": 1.0, "extract_images": False}
     if getattr(config, "downscale_factor", 1) is None:
         wanted["downscale_factor"] = 1
     known = {field.name for field in dataclasses.fields(config)}
