@@ -37,6 +37,8 @@ MIN_RELATIVE_SPREAD = 1e-5
 """Camera centres whose spread is below this share of their distance from the world's origin are one place: that is
 the rounding of fp32."""
 
+NO_PARALLAX = "all its camera centres are equal; expected cameras that move, or there is no depth to be seen"
+
 
 @dataclass(frozen=True)
 class SceneEntry:
@@ -184,6 +186,8 @@ class SceneCollection:
                 raise DataError("it has no frames")
             check_cameras(scene.cameras)
             _check_parallax(scene.outputs)
+        except ZeroDivisionError as error:  # a dataparser that scales the cameras to size 1
+            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {NO_PARALLAX}") from error
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
             reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason}") from error
@@ -280,7 +284,7 @@ def _check_parallax(outputs: DataparserOutputs) -> None:
     distance = centres.norm(dim=-1).max() + outputs.dataparser_transform[:, 3].norm()
     spread = (centres - centres.mean(dim=0)).norm(dim=-1).max()
     if len(centres) > 1 and spread <= MIN_RELATIVE_SPREAD * distance:
-        raise DataError("all its camera centres are equal; expected cameras that move, or there is no depth to be seen")
+        raise DataError(NO_PARALLAX)
 
 
 def _parser_config_for_whole_scene(config: DataParserConfig, path: Path) -> DataParserConfig:
