@@ -84,10 +84,7 @@ class EfficientLVSMModel(Model):
 
     def frame_of(self, views: ViewSet) -> CanonicalFrame:
         """The canonical frame that the config asks for."""
-        cameras = [views.context.camera_to_world]
-        if self.config.canonical_frame == "context+target":
-            cameras.append(views.target.camera_to_world)
-        return CanonicalFrame.estimate(torch.cat(cameras, dim=1))
+        return canonical_frame(views, self.config.canonical_frame)
 
     def set_context(self, views: ViewSet) -> None:
         """Sets the context from which ``get_outputs_for_camera`` renders: one scene's context views.
@@ -152,6 +149,14 @@ class EfficientLVSMModel(Model):
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         truth = batch["image"].to(self.device)
         return image_metrics(outputs["rgb"], truth), {"img": torch.cat([truth, outputs["rgb"]], dim=1)}
+
+
+def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"]) -> CanonicalFrame:
+    """The frame of the context views' cameras, or of those and the target views'."""
+    poses = [views.context.camera_to_world]
+    if cameras == "context+target":
+        poses.append(views.target.camera_to_world)
+    return CanonicalFrame.estimate(torch.cat(poses, dim=1))
 
 
 def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:

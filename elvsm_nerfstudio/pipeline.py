@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +14,13 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager, ViewSetDataManagerConfig
-from elvsm_nerfstudio.evaluation.floors import copy_nearest
-from elvsm_nerfstudio.evaluation.metrics import psnr
-from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
+from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.results import plot_against_views
+from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
 
@@ -37,16 +35,9 @@ class EfficientLVSMPipelineConfig(VanillaPipelineConfig):
     """View sets from one or many scenes."""
     model: EfficientLVSMModelConfig = field(default_factory=EfficientLVSMModelConfig)
     """The network."""
-
-
-@dataclass
-class ImageResult:
-    """One evaluated target."""
-
-    image: str
-    metrics: dict[str, float]
-    render_ms: float
-    rgb: Tensor
+    protocol: Optional[str] = None
+    """How ns-eval scores: 're10k-2view-256', 'objects-4view', 'wide-range', 'incremental' or another one of
+    evaluation/protocols.py; by the run's own options if absent."""
 
 
 class EfficientLVSMPipeline(VanillaPipeline):
@@ -70,6 +61,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 f"--pipeline.datamanager.image-size {size[0]} {size[1]}: expected multiples of the patch size {patch} "
                 "(--pipeline.model.network.patch-size)"
             )
+        # An unknown name is an error now and not after the training.
+        self._protocol = None if config.protocol is None else find_protocol(config.protocol)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # Without targets in the canonical frame there is no need to decode them all.
         max_targets = None if config.model.canonical_frame == "context+target" else 1
@@ -92,8 +85,32 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 writer.put_scalar(f"gradient_norm/{name}", optimizer.gradient_norm, step)
                 writer.put_scalar(f"skipped_steps/{name}", optimizer.skipped_steps, step)
 
-        log = TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], log_optimizer)
-        return super().get_training_callbacks(attributes) + [log]
+        def list_skipped(step: int) -> Optional[Path]:
+            skipped = self.datamanager.skipped_scenes
+            if not skipped or attributes.trainer.local_rank != 0:
+                return None
+            path = attributes.trainer.base_dir / "skipped_scenes.json"
+            write_json(path, dict(sorted(skipped.items(), key=lambda item: -item[1])))
+            return path
+
+        def summarise_skipped(step: int) -> None:
+            path, skipped = list_skipped(step), self.datamanager.skipped_scenes
+            if path is not None:
+                CONSOLE.print(
+                    f"[bold yellow]{sum(skipped.values())} samples came from another scene than planned, for "
+                    f"{len(skipped)} reasons: {path}"
+                )
+
+        after_step, after_training = (
+            [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
+            [TrainingCallbackLocation.AFTER_TRAIN],
+        )
+        ours = [
+            TrainingCallback(after_step, log_optimizer),
+            TrainingCallback(after_step, list_skipped, update_every_num_iters=500),
+            TrainingCallback(after_training, summarise_skipped),
+        ]
+        return super().get_training_callbacks(attributes) + ours
 
     # Evaluation
 
@@ -109,86 +126,43 @@ class EfficientLVSMPipeline(VanillaPipeline):
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one evaluated scene's first target, and its sheet: context, targets, predictions."""
         with self._evaluating():
-            config = self.datamanager.config
-            scene = self.datamanager.evaluation_scene(
-                step % len(self.datamanager.eval_entries), config.num_target_views
-            )
-            results, _ = self._evaluate_scene(scene)
+            evaluator = Evaluator(self.model, self.datamanager, configured_protocol(self.model, self.datamanager))
+            entries = self.datamanager.eval_entries
+            scene = evaluator.scene(entries[step % len(entries)], self.datamanager.config.num_target_views)
+            results = evaluator.score(scene)
             height, width = results[0].rgb.shape[:2]
-            return {**results[0].metrics, "num_rays": height * width}, {"views": _scene_sheet(scene, results)}
+            return {**results[0].metrics, "num_rays": height * width}, {"views": evaluator.sheet(scene, results)}
 
     @torch.no_grad()
     def get_average_eval_image_metrics(
         self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """Metrics over every target of every scene of the evaluated split.
 
-        Means are per image (``psnr``) and per scene, i.e. of the scenes' means (``psnr_per_scene``). Times are not
-        among them, so that the same evaluation gives the same result; they are written beside it, with a row for
-        every image, where ns-eval says where to write. ``psnr_copy_nearest`` is the floor: what the image of the
-        nearest context view scores as it is.
+        Means are per image (``psnr``) and per scene, i.e. of the scenes' means (``psnr_per_scene``). Those that end in
+        ``_copy_nearest`` are the floor: what the image of the nearest context view scores as it is. In ns-eval a
+        protocol with several numbers of context views gives such averages for each, under ``by_context_views``, and
+        what was evaluated is recorded with the result. Times are not part of it, so that the same evaluation gives the
+        same result; they are written beside it, with a row for every image, where ns-eval says where to write.
 
         Args:
             output_path: folder for pictures: each scene's sheet and each prediction, lossless.
             get_std: adds the standard deviation over images.
         """
-        rows: list[dict[str, Any]] = []
-        encode_ms: list[float] = []
-        render_ms: list[float] = []
-        with self._evaluating(), _progress("Evaluating scenes") as progress:
-            count = len(self.datamanager.eval_entries)
-            self._evaluate_scene(self.datamanager.evaluation_scene(0, max_targets=1))  # warm-up, not timed
-            for index in progress.track(range(count)):
-                scene = self.datamanager.evaluation_scene(index)
-                results, milliseconds = self._evaluate_scene(scene)
-                encode_ms.append(milliseconds)
-                render_ms += [result.render_ms for result in results]
-                context_views = scene.views.context.num_views
-                rows += [
-                    {"scene": scene.name, "image": r.image, "context_views": context_views, **r.metrics}
-                    for r in results
-                ]
-                if output_path is not None:
-                    write_image(output_path / f"{scene.name}.png", _scene_sheet(scene, results))
-                    for result in results:
-                        write_image(output_path / "predictions" / scene.name / f"{result.image}.png", result.rgb)
-
-        timing = {
-            "encode_ms_per_scene": _spread(encode_ms),
-            "render_ms_per_image": _spread(render_ms),
-            "device": str(self.device),
-            "threads": torch.get_num_threads(),
-        }
+        protocol = self._protocol if self.datamanager.test_split == "test" else None
+        protocol = protocol or configured_protocol(self.model, self.datamanager)
+        with self._evaluating():
+            evaluation = Evaluator(self.model, self.datamanager, protocol).run(output_path, get_std)
+        several = len(evaluation.by_views) > 1
+        averages = {"by_context_views": evaluation.by_views} if several else next(iter(evaluation.by_views.values()))
+        details = {"record": evaluation.record, "timing": evaluation.timing, "images": evaluation.rows}
         for path in filter(None, (_ns_eval_output(), output_path and output_path / "metrics.json")):
-            write_json(path.with_suffix(".images.json"), {"images": rows, "timing": timing})
+            write_json(path.with_suffix(".images.json"), details)
             CONSOLE.print(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")
-        return _average(rows, list(results[0].metrics), get_std)
-
-    def _evaluate_scene(self, scene: EvaluationScene) -> tuple[list[ImageResult], float]:
-        """Renders and scores each target of a scene; also the time in ms to encode its context."""
-        context, frame = scene.views.context, self.model.frame_of(scene.views)
-        memory, encode_ms = self._timed(lambda: self.model.network.encode(context, frame))
-        floor = copy_nearest(context, scene.views.target)[0]
-        results = []
-        for index, name in enumerate(scene.target_names):
-            camera = scene.cameras[index : index + 1]
-            outputs, render_ms = self._timed(lambda camera=camera: self.model.render(memory, camera))
-            batch = {"image": scene.views.target.rgb[0, index]}
-            metrics, _ = self.model.get_image_metrics_and_images(outputs, batch)
-            metrics["psnr_copy_nearest"] = float(psnr(floor[index], batch["image"]))
-            results.append(ImageResult(name, metrics, render_ms, outputs["rgb"]))
-        return results, encode_ms
-
-    def _timed(self, function) -> tuple[Any, float]:
-        self._synchronise()
-        start = time.perf_counter()
-        result = function()
-        self._synchronise()
-        return result, (time.perf_counter() - start) * 1e3
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            if several:
+                plot_against_views(path.with_suffix(".png"), protocol.name, evaluation.by_views)
+                CONSOLE.print(f"Plot: {path.with_suffix('.png')}")
+        return {**averages, "record": evaluation.record} if _ns_eval_output() else averages
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -218,35 +192,6 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 f"the checkpoint is of another architecture than this config ({self.config.model.network}): {error}"
             ) from None
         self.model.load_state_dict(model_state)
-
-
-def _scene_sheet(scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
-    """Three rows: context, targets, predictions."""
-    views = scene.views
-    return sheet([list(views.context.rgb[0]), list(views.target.rgb[0]), [result.rgb for result in results]])
-
-
-def _average(rows: list[dict[str, Any]], metrics: list[str], get_std: bool) -> dict[str, float]:
-    averages: dict[str, float] = {}
-    for name in metrics:
-        scenes: dict[str, list[float]] = {}
-        for row in rows:
-            scenes.setdefault(row["scene"], []).append(row[name])
-        values = [row[name] for row in rows]
-        averages[name] = statistics.fmean(values)
-        if get_std:
-            averages[f"{name}_std"] = statistics.pstdev(values)
-        averages[f"{name}_per_scene"] = statistics.fmean(map(statistics.fmean, scenes.values()))
-    return {**averages, "num_images": float(len(rows)), "num_scenes": float(len(scenes))}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _progress(description: str) -> Progress:
-    columns = TextColumn(f"[green]{description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=CONSOLE, transient=True)
 
 
 def _ns_eval_output() -> Optional[Path]:

@@ -193,7 +193,7 @@ def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.Complete
     return result
 
 
-def tiny_pipeline(data: Path, test_mode: str = "test", **datamanager):
+def tiny_pipeline(data: Path, test_mode: str = "test", protocol: str | None = None, **datamanager):
     """The pipeline of ``efficient-lvsm-tiny`` over some data, small enough for a test, in fp32."""
     from copy import deepcopy
 
@@ -203,6 +203,7 @@ def tiny_pipeline(data: Path, test_mode: str = "test", **datamanager):
     config = deepcopy(efficient_lvsm_tiny.config.pipeline)
     config.model.network = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
     config.model.precision = "fp32"
+    config.protocol = protocol
     options = dict(data=data, image_size=(16, 16), num_context_views=2, num_target_views=2, num_workers=0)
     for name, value in {**options, **datamanager}.items():
         assert hasattr(config.datamanager, name)

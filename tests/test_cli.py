@@ -87,7 +87,8 @@ def test_evaluation_twice_gives_the_same_json(workspace, run):
     assert results["num_scenes"] == 2 and results["num_images"] == 6
     images = json.loads((workspace / "first.images.json").read_text(), parse_constant=refuse)
     assert results["psnr"] == pytest.approx(np.mean([row["psnr"] for row in images["images"]]))
-    assert images["timing"]["encode_ms_per_scene"]["median"] > 0
+    assert images["timing"]["by_context_views"]["2"]["encode_ms"]["median"] > 0
+    assert results["record"] == images["record"] and results["record"]["protocol"]["name"] == "as configured"
     assert {path.name for path in (workspace / "first_pictures").glob("*.png")} == {"scene_5.png", "scene_6.png"}
 
 

@@ -18,11 +18,13 @@ ALLOWED = {
     "nn": {"views", "geometry"},
     "cameras": {"views", "geometry"},
     "training": {"nn", "views", "geometry"},
-    "data": {"views", "geometry", "cameras"},
-    "evaluation": {"views", "geometry"},
+    "unavailable": set(),
+    "data": {"views", "geometry", "cameras", "unavailable"},
+    "evaluation": {"views", "geometry", "data"},
     "model": {"views", "geometry", "nn", "cameras", "training", "evaluation"},
-    "pipeline": {"views", "geometry", "nn", "cameras", "training", "evaluation", "data", "model"},
-    "method_configs": {"nn", "training", "data", "model", "pipeline"},
+    "evaluator": {"views", "nn", "evaluation", "data", "model"},
+    "pipeline": {"views", "geometry", "nn", "cameras", "training", "evaluation", "data", "model", "evaluator"},
+    "method_configs": {"nn", "training", "data", "model", "pipeline", "unavailable"},
 }
 TORCH_ONLY = ("views", "geometry", "nn")
 

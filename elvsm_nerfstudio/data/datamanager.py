@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -209,11 +209,20 @@ class ViewSetDataManager(VanillaDataManager):
 
     def _show(self, entry: SceneEntry) -> None:
         scene = self.collection.load(entry)
-        choice = choose_evaluation_views(scene, self.evaluation_index, self.config.evaluation_views)
+        choice = choose_evaluation_views(scene, self.evaluation_index, self._shown_views)
         self.shown = entry
         self.train_dataparser_outputs = scene.outputs
         self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
         self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
+
+    @property
+    def _shown_views(self) -> ViewRule:
+        # Whether an index names context frames as targets is a matter of scores, and nothing is scored here.
+        return replace(self.config.evaluation_views, targets_may_be_context=True)
+
+    def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
+        """Context and targets of the scene that the viewer and ns-render show."""
+        return self.evaluation_scene(self.shown, self._shown_views, max_targets=max_targets)
 
     def setup_train(self) -> None:
         if self.test_mode == "val" and not self.train_entries:

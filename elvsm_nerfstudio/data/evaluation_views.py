@@ -168,4 +168,7 @@ def _check(choice: FrameChoice, where: str, allow_overlap: bool) -> None:
     if not choice.context or not choice.target:
         raise DataError(f"{where}: no context or no target frames; expected both")
     if both and not allow_overlap:
-        raise DataError(f"{where}: frames {both} are context and target; expected disjoint lists")
+        raise DataError(
+            f"{where}: frames {both} are context and target; expected disjoint lists, unless a "
+            "protocol (--pipeline.protocol) says otherwise"
+        )
