@@ -1,18 +1,23 @@
-"""Image metrics: the one place where numbers come from."""
+"""Image metrics: the one place where numbers come from. All of them in fp32, of colours clamped to [0, 1]."""
 
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 LPIPS_WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 """torchvision's file names, under torch.hub's checkpoint folder."""
+FETCH = "python scripts/fetch_lpips_weights.py"
+LPIPS_LEAST_SIZE = 32
+"""Pixels a side. Below 31, AlexNet's last layers have no pixel left (VGG-16's below 16)."""
+SSIM_WINDOW = 11
 MAX_PSNR = 100.0
 """PSNR of identical images, which has no finite value."""
 
@@ -21,45 +26,94 @@ def psnr(
     prediction: Float[Tensor, "*batch height width 3"], truth: Float[Tensor, "*batch height width 3"]
 ) -> Float[Tensor, ""]:
     """Peak signal-to-noise ratio in dB, over everything given, of colours clamped to [0, 1]; at most 100 dB."""
-    error = (prediction.clamp(0, 1) - truth.clamp(0, 1)).square().mean()
+    error = (prediction.float().clamp(0, 1) - truth.float().clamp(0, 1)).square().mean()
     return -10 * error.clamp(min=10 ** (-MAX_PSNR / 10)).log10()
 
 
 def ssim(prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> float:
-    """Structural similarity as the paper's evaluation computes it: scikit-image, 11x11 Gaussian, data range 1."""
+    """Structural similarity as the paper's evaluation computes it: scikit-image, 11x11 Gaussian, data range 1.
+
+    Raises:
+        ValueError: for images smaller than the window.
+    """
     from skimage.metrics import structural_similarity
 
-    images = (image.clamp(0, 1).float().cpu().numpy() for image in (prediction, truth))
-    return float(structural_similarity(*images, win_size=11, gaussian_weights=True, data_range=1.0, channel_axis=-1))
+    height, width, _ = truth.shape
+    if min(height, width) < SSIM_WINDOW:
+        raise ValueError(f"SSIM: found an image of {height} x {width} pixels; expected at least 11 x 11, its window")
+    images = (_array(image) for image in (prediction, truth))
+    return float(
+        structural_similarity(*images, win_size=SSIM_WINDOW, gaussian_weights=True, data_range=1.0, channel_axis=-1)
+    )
+
+
+def flip(prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]) -> float:
+    """Mean LDR-FLIP of sRGB colours, in [0, 1], 0 for equal images: NVIDIA's own implementation.
+
+    Seen at its default of 67 pixels per degree: a 4K monitor, 0.7 m wide, from 0.7 m. (Andersson et al., "FLIP: A
+    Difference Evaluator for Alternating Images", HPG 2020.)
+    """
+    from flip_evaluator import evaluate
+
+    _, mean, _ = evaluate(_array(truth), _array(prediction), "LDR", applyMagma=False, parameters={})
+    return float(mean)
 
 
 def lpips(
     prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"], net: str = "vgg"
 ) -> Optional[float]:
-    """LPIPS (v0.1) of colours in [0, 1], or None where the network's weights are not on this machine."""
-    network = _lpips_network(net, prediction.device)
-    if network is None:
+    """LPIPS (v0.1) with the network ``vgg`` or ``alex``.
+
+    None, with one warning, where the networks' weights are not on this machine or the images are smaller than 32
+    pixels a side.
+    """
+    height, width, _ = truth.shape
+    if min(height, width) < LPIPS_LEAST_SIZE:
+        _warn_once(
+            f"LPIPS is left out: found images of {height} x {width} pixels; it needs {LPIPS_LEAST_SIZE} x "
+            f"{LPIPS_LEAST_SIZE} or more"
+        )
         return None
-    with torch.no_grad():
-        images = (image.clamp(0, 1).float().permute(2, 0, 1)[None] for image in (prediction, truth))
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    if not (checkpoints / LPIPS_WEIGHTS[net]).exists():
+        missing = " and ".join(name for name in LPIPS_WEIGHTS.values() if not (checkpoints / name).exists())
+        _warn_once(f"LPIPS is left out: {missing} missing in {checkpoints}; `{FETCH}` gets the weights")
+        return None
+    network = _lpips_network(net, prediction.device)
+    # The caller may be inside autocast.
+    with torch.no_grad(), torch.autocast(prediction.device.type, enabled=False):
+        images = (image.float().clamp(0, 1).permute(2, 0, 1)[None] for image in (prediction, truth))
         return float(network(*images, normalize=True))
 
 
 def image_metrics(
     prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]
 ) -> dict[str, float]:
-    """PSNR, SSIM and, where its weights are present, LPIPS (VGG)."""
-    metrics = {"psnr": float(psnr(prediction, truth)), "ssim": ssim(prediction, truth)}
-    perceptual = lpips(prediction, truth)
-    return metrics if perceptual is None else {**metrics, "lpips": perceptual}
+    """``psnr``, ``ssim``, ``flip``, ``lpips_vgg`` and ``lpips_alex``; the last two only where they can be had."""
+    metrics = {"psnr": float(psnr(prediction, truth)), "ssim": ssim(prediction, truth), "flip": flip(prediction, truth)}
+    perceptual = {f"lpips_{net}": lpips(prediction, truth, net) for net in LPIPS_WEIGHTS}
+    return {**metrics, **{name: value for name, value in perceptual.items() if value is not None}}
+
+
+def _array(image: Float[Tensor, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
+    """As the NumPy packages want it: clamped, float32, contiguous, on the CPU."""
+    return image.detach().float().clamp(0, 1).cpu().contiguous().numpy()
 
 
 @lru_cache(maxsize=4)
-def _lpips_network(net: str, device: torch.device) -> Optional[torch.nn.Module]:
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS[net]
-    if not weights.exists():
-        warnings.warn(f"LPIPS is left out: {weights} is missing (torchvision's {net} weights)", stacklevel=3)
-        return None
+def _lpips_network(net: str, device: torch.device) -> torch.nn.Module:
     from lpips import LPIPS
 
-    return LPIPS(net=net, verbose=False).to(device).eval().requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about lpips's way of asking for weights
+        try:
+            network = LPIPS(net=net, verbose=False)
+        except Exception as error:  # what is raised depends on where the file breaks off
+            weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS[net]
+            raise RuntimeError(f"{weights} cannot be read; `{FETCH}` writes it anew") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

