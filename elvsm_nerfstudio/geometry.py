@@ -92,6 +92,24 @@ def pluecker_rays(
     return torch.cat([torch.linalg.cross(origin, world), world], dim=-1)
 
 
+def view_distance(
+    context: Float[Tensor, "*batch view rows 4"], target: Float[Tensor, "*batch target rows 4"]
+) -> Float[Tensor, "*batch target view"]:
+    """How far context cameras are from target cameras, in place and in direction.
+
+    The distance of the centres, in units of the context's extent (the largest distance of its centres from their
+    mean), plus 1 - cos of the angle between the viewing axes. The same in any world frame, whatever its scale.
+
+    Args:
+        context, target: camera-to-world, both OpenCV or both OpenGL.
+    """
+    centres = context[..., :3, 3]
+    extent = (centres - centres.mean(dim=-2, keepdim=True)).norm(dim=-1).amax(dim=-1).clamp(min=1e-8)
+    offset = (target[..., :, None, :3, 3] - centres[..., None, :, :]).norm(dim=-1)
+    axes = (torch.nn.functional.normalize(poses[..., :3, 2], dim=-1) for poses in (target, context))
+    return offset / extent[..., None, None] + 1 - torch.einsum("...tc,...vc->...tv", *axes)
+
+
 @dataclass(frozen=True)
 class CanonicalFrame:
     """A similarity transform from the world of each scene to the frame in which the network sees its cameras.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from elvsm_nerfstudio.geometry import view_distance
+
 MIN_MEAN_UP = 0.1
 """Length of the mean up vector below which the cameras have no up in common."""
 
@@ -36,17 +38,8 @@ def farthest_point_views(
 
 
 def nearest_views(camera_to_world: Float[Tensor, "view 3 4"], camera: Float[Tensor, "3 4"], count: int) -> list[int]:
-    """Positions of the ``count`` views nearest to a camera, nearest first, equally near ones in their order.
-
-    Nearness is the distance of the centres, in units of the views' extent (the largest distance of a centre from
-    the mean of all), plus 1 - cos of the angle between the viewing axes: it is independent of the world's rotation,
-    translation and scale. Takes OpenGL or OpenCV poses, the camera's in the same convention as the views'.
-    """
-    views, camera = camera_to_world.double(), camera.double()
-    centres = views[:, :3, 3]
-    extent = (centres - centres.mean(dim=0)).norm(dim=-1).max().clamp(min=1e-8)
-    distance = (centres - camera[:3, 3]).norm(dim=-1) / extent
-    score = distance + 1 - views[:, :3, 2] @ camera[:3, 2]
+    """Positions of the ``count`` views nearest to a camera (``view_distance``), equally near ones in their order."""
+    score = view_distance(camera_to_world.double(), camera.double()[None])[0]
     return score.argsort(stable=True)[:count].tolist()
 
 

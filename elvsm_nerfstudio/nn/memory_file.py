@@ -1,0 +1,104 @@
+"""Scene memories in files: safetensors, with everything needed to render from them except the network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
+from elvsm_nerfstudio.nn.key_values import KeyValueStore
+from elvsm_nerfstudio.nn.memory import SceneMemory, StoredView
+
+FORMAT = "elvsm_nerfstudio.SceneMemory 1"
+_FRAME = ("axes", "centre", "scale")
+
+
+class MemoryFileError(ValueError):
+    """A file that is no memory, is damaged, or was made by another network. The message names the file."""
+
+
+def save_memory(path: Path, memory: SceneMemory, network: EfficientLVSM) -> None:
+    """Writes a memory, its views alone: whole or not at all, never half a file.
+
+    Args:
+        network: what encoded the memory.
+
+    Raises:
+        ValueError: where it was not encoded by the network's present weights.
+        OSError: where the file cannot be written.
+    """
+    if memory.weights is not network.weights_token():
+        raise ValueError(f"{path}: the memory was encoded by other weights than the network has now")
+    tensors = {"camera_to_world": memory.camera_to_world, "intrinsics": memory.intrinsics}
+    tensors |= {f"frame.{name}": getattr(memory.frame, name) for name in _FRAME}
+    for layer in range(memory.num_layers):
+        keys, values = memory.keys_values(layer)
+        tensors |= {f"keys.{layer}": keys.transpose(1, 2), f"values.{layer}": values.transpose(1, 2)}
+    metadata = {
+        "format": FORMAT,
+        "network": network.architecture,
+        "fingerprint": network.fingerprint(),
+        "views": json.dumps([(view.id, view.start, view.tokens) for view in memory.packed(0)]),
+        "next_id": str(memory.next_id),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_memory(path: Path, network: EfficientLVSM, device: torch.device | str = "cpu") -> SceneMemory:
+    """Reads a memory onto a device, in the precision in which it was written.
+
+    Raises:
+        MemoryFileError: for what is no memory, is damaged or cut short, or was encoded by another network.
+        NotEnoughMemoryError: with the bytes needed and available.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            _check_origin(path, file.metadata() or {}, network)
+            return _read(file, network, torch.device(device))
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise MemoryFileError(f"{path} is not a scene memory, or is damaged: {error}") from error
+
+
+def _check_origin(path: Path, metadata: dict[str, str], network: EfficientLVSM) -> None:
+    if metadata.get("format") != FORMAT:
+        raise MemoryFileError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata["network"] != network.architecture:
+        raise MemoryFileError(
+            f"{path}: encoded by another architecture, {metadata['network']}; this network is {network.architecture}"
+        )
+    expected = network.fingerprint()
+    if metadata["fingerprint"] != expected:
+        raise MemoryFileError(
+            f"{path}: encoded by other weights (fingerprint {metadata['fingerprint']}, this network's is {expected}); "
+            "encode the views again"
+        )
+
+
+def _read(file, network: EfficientLVSM, device: torch.device) -> SceneMemory:
+    first = file.get_tensor("keys.0")
+    store = KeyValueStore.allocate(network.config.num_layers, tuple(first.shape), first.dtype, device)
+    start = store.take(store.capacity)
+    for layer in range(store.num_layers):
+        keys, values = (file.get_tensor(f"{name}.{layer}").transpose(1, 2) for name in ("keys", "values"))
+        store.write(start, layer, (keys, values))
+    metadata = file.metadata()
+    # Copies: what safetensors returns is mapped from the file, which may be gone before the memory is.
+    cameras = (file.get_tensor(name).to(device, copy=True) for name in ("camera_to_world", "intrinsics"))
+    frame = CanonicalFrame(*(file.get_tensor(f"frame.{name}").to(device, copy=True) for name in _FRAME))
+    views = tuple(StoredView(*view) for view in json.loads(metadata["views"]))
+    return SceneMemory(store, views, *cameras, frame, network.weights_token(), int(metadata["next_id"]))
