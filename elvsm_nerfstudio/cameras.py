@@ -10,7 +10,7 @@ from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from elvsm_nerfstudio.geometry import opengl_to_opencv, pad_to_multiple, resize_and_crop_intrinsics
+from elvsm_nerfstudio.geometry import opengl_to_opencv, pad_to_multiple
 from elvsm_nerfstudio.views import Views
 
 # nerfstudio 1.1.5 indexes tensors with lists; it works, but torch says so at six places of every program.
@@ -18,30 +18,6 @@ warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multid
 
 CENTRAL_CAMERAS = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.FISHEYE624)
 """Camera types whose rays all pass through one point, which is what a context or target view has to be."""
-
-
-def resize_and_crop_cameras(cameras: Cameras, resized: Float[Tensor, "camera 2"], crop: tuple[int, int]) -> Cameras:
-    """Cameras of images that were resized, each to its own size, and then centre-cropped to one size.
-
-    Args:
-        cameras: [camera].
-        resized: height and width of each image after the resize.
-        crop: height and width of all images after the crop.
-    """
-    intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-    sizes = torch.cat([cameras.height, cameras.width], dim=-1)
-    fx, fy, cx, cy = resize_and_crop_intrinsics(intrinsics, sizes, resized, crop)[..., None].unbind(-2)
-    return Cameras(
-        camera_to_worlds=cameras.camera_to_worlds,
-        fx=fx,
-        fy=fy,
-        cx=cx,
-        cy=cy,
-        height=crop[0],
-        width=crop[1],
-        distortion_params=cameras.distortion_params,
-        camera_type=cameras.camera_type,
-    )
 
 
 def views_from_cameras(

@@ -24,7 +24,7 @@ _base = TrainerConfig(
     max_num_iterations=100000,
     mixed_precision=False,
     pipeline=EfficientLVSMPipelineConfig(
-        datamanager=ViewSetDataManagerConfig(),
+        datamanager=ViewSetDataManagerConfig(view_sampler="bounded-gap", frame_gap=(25, 192)),
         model=EfficientLVSMModelConfig(),
     ),
     optimizers={
@@ -54,6 +54,7 @@ def _tiny() -> TrainerConfig:
             num_context_views=4,
             num_target_views=6,
             targets_include_context=False,
+            view_sampler="random",
             num_workers=1,
         ),
         model=replace(config.pipeline.model, network=EfficientLVSMConfig(width=256, num_layers=4, init_std=0.035)),

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import random_poses
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
-from elvsm_nerfstudio.cameras import check_cameras, resize_and_crop_cameras, views_from_cameras
+from elvsm_nerfstudio.cameras import check_cameras, views_from_cameras
+from elvsm_nerfstudio.data.images import ImageSpec
+from elvsm_nerfstudio.data.scenes import Scene
 from elvsm_nerfstudio.geometry import cover_size, pinhole_directions
 
 
@@ -62,7 +67,8 @@ def test_cropped_cameras_see_the_same_rays():
     """A pixel of the cropped camera looks where its place in the full image looks, distortion included."""
     cams = cameras(distortion_params=torch.tensor([0.06, -0.08, 0.0, 0.0, -0.001, 0.0002]))
     resized = cover_size((53, 41), (32, 32))
-    cropped = resize_and_crop_cameras(cams, torch.tensor([resized] * 2), (32, 32))
+    scene = Scene("scene", DataparserOutputs([Path()] * 2, cams), train_frames=(0, 1), eval_frames=())
+    cropped = scene.cropped_cameras((0, 1), ImageSpec((32, 32)))
     top, left = (resized[0] - 32) // 2, (resized[1] - 32) // 2
     y, x = (10.5 + top) * 53 / resized[0], (7.5 + left) * 41 / resized[1]
     index = torch.tensor([[0]])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_NETWORK, need_shared, run_cli
+from conftest import TINY_NETWORK, need_shared, run_cli, write_collection
 from PIL import Image
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -90,6 +90,42 @@ def test_evaluation_twice_gives_the_same_json(workspace, run):
     assert images["timing"]["by_context_views"]["2"]["encode_ms"]["median"] > 0
     assert results["record"] == images["record"] and results["record"]["protocol"]["name"] == "as configured"
     assert {path.name for path in (workspace / "first_pictures").glob("*.png")} == {"scene_5.png", "scene_6.png"}
+
+
+def test_protocols_are_scored_by_ns_eval_on_runs_made_from_another(workspace, run, chunks):
+    """One training, two protocols, one of them on other data than trained on."""
+    make_run = "python", str(SCRIPTS / "make_run.py"), "--from-run", str(run / "config.yml")
+    options = ("--protocol", "re10k-2view-256-context-frame", "--data", str(chunks))
+    config = run_cli(*make_run, *options, cwd=workspace).stdout.strip().splitlines()[-1]
+    assert config == "outputs/straight-re10k-re10k-2view-256-context-frame/efficient-lvsm-tiny/run/config.yml"
+    run_cli("ns-eval", "--load-config", config, "--output-path", "re10k.json", cwd=workspace)
+    results = json.loads((workspace / "re10k.json").read_text())["results"]
+    assert results["num_scenes"] == 2 and results["record"]["protocol"]["image_size"] == [256, 256]
+
+    again = run_cli(*make_run, *options, cwd=workspace, check=False)
+    assert again.returncode != 0 and "exists already; choose another --name" in again.stderr
+    wrong = run_cli(*make_run, "--protocol", "objects", cwd=workspace, check=False)
+    assert wrong.returncode != 0 and "did you mean objects-4view" in wrong.stderr
+
+    config = run_cli(*make_run, "--num-context-views", "1", "--name", "one", cwd=workspace).stdout.splitlines()[-1]
+    run_cli("ns-eval", "--load-config", config, "--output-path", "one.json", cwd=workspace)
+    record = json.loads((workspace / "one.json").read_text())["results"]["record"]
+    assert record["protocol"]["name"] == "as configured" and record["data"]["num_scenes"] == 2
+
+
+def test_chunks_are_trained_on_with_a_bounded_gap_and_any_number_of_views(workspace, chunks):
+    options = "--pipeline.datamanager.view-sampler", "bounded-gap", "--pipeline.datamanager.frame-gap", "4", "6"
+    run = train(workspace, chunks, "chunks", 3, "--pipeline.datamanager.num-context-views", "1", "3", *options)
+    assert (run / "nerfstudio_models/step-000000002.ckpt").exists() and not (run / "skipped_scenes.json").exists()
+
+
+def test_skipped_scenes_are_counted_and_listed(workspace):
+    data = write_collection(workspace / "spoilt", "train train train val test")
+    for image in (data / "scene_1" / "images").iterdir():
+        image.write_bytes(b"")
+    run = train(workspace, data, "spoilt", 4, "--pipeline.datamanager.num-workers", "0")
+    skipped = json.loads((run / "skipped_scenes.json").read_text())
+    assert sum(skipped.values()) >= 2 and all("scene_1" in reason for reason in skipped)
 
 
 def test_camera_path_is_rendered(workspace, run):

@@ -12,8 +12,10 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.data import scenes as scenes_module
 from elvsm_nerfstudio.data.images import DataError, ImageSpec, read_image
 from elvsm_nerfstudio.data.samples import MAX_ATTEMPTS, Sample, StepBatches, TrainingSamples, read_sample
 from elvsm_nerfstudio.data.scenes import SceneCollection
@@ -51,9 +53,9 @@ def test_alpha_is_composited_on_the_background(tmp_path):
 def test_images_are_resized_to_cover_and_cropped_in_the_middle(tmp_path):
     columns = np.repeat(np.arange(40, dtype=np.uint8) * 6, 3).reshape(1, 40, 3)
     Image.fromarray(np.repeat(columns, 20, axis=0)).save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png", (20, 40), ImageSpec((10, 10))).float()
+    image = read_image(tmp_path / "a.png", (20, 40), ImageSpec((10, 10))).astype(float)
     # Resized to 10x20, each pixel the mean of two columns; the crop starts at column 5, i.e. columns 10 and 11.
-    assert torch.allclose(image[5, :, 0], torch.arange(10) * 12.0 + 63, atol=1.5)
+    assert np.allclose(image[5, :, 0], np.arange(10) * 12.0 + 63, atol=1.5)
 
 
 def test_grey_and_sixteen_bit_palette_images_become_rgb(tmp_path):
@@ -202,6 +204,64 @@ def test_ranks_take_disjoint_samples_and_resume_continues():
     seen = sorted(k for rank in batches for batch in rank for k in batch)
     assert seen == list(range(24))
     assert next(iter(StepBatches(3, 3, 1, 2))) == batches[1][3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loaders_of_two_ranks_show_every_scene_once_an_epoch_and_resume(collection, num_workers):
+    """The very batches that training gets, whoever decodes them, and from any step on."""
+    samples = training_samples(opened(collection))
+
+    def batches(rank: int, first_step: int, count: int) -> list[torch.Tensor]:
+        loader = DataLoader(
+            samples,
+            batch_sampler=StepBatches(first_step, 1, rank, world_size=2),
+            collate_fn=Sample.collate,
+            num_workers=num_workers,
+        )
+        return [sample.rgb for sample, _ in zip(loader, range(count))]
+
+    ranks = [batches(rank, 0, 4) for rank in (0, 1)]
+    scenes = [samples.entries[samples._scene_in_epoch(k)].name for k in range(8)]
+    assert sorted(scenes[:4]) == sorted(scenes[4:]) == [f"scene_{i}" for i in range(4)]
+    for step in range(4):
+        assert not torch.equal(ranks[0][step], ranks[1][step])
+        for rank in (0, 1):
+            assert torch.equal(ranks[rank][step][0], samples[2 * step + rank].rgb)
+    assert torch.equal(batches(1, 3, 1)[0], ranks[1][3])
+
+
+def test_the_number_of_context_views_is_drawn_once_a_step(collection):
+    samples = training_samples(opened(collection), context=(1, 4))
+    counts = [samples[k].num_context_views for k in range(40)]
+    assert counts[::2] == counts[1::2] and set(counts) == {1, 2, 3, 4}
+    assert {samples[k].rgb.shape[0] - counts[k] for k in range(8)} == {2}
+
+
+def test_parsed_scenes_are_kept_within_bounds(collection, monkeypatch):
+    monkeypatch.setattr(scenes_module, "MAX_PARSED_FRAMES", 20)
+    scenes = opened(collection)
+    for entry in (*scenes.entries, *scenes.entries):
+        assert scenes.load(entry).name == entry.name
+        assert sum(scene.num_frames for scene in scenes._parsed.values()) == scenes._parsed_frames <= 20
+    assert list(scenes._parsed) == ["scene_5", "scene_6"]
+
+
+@pytest.mark.parametrize("kind", ["scenes.json", "chunks"])
+def test_large_collections_open_without_looking_at_their_scenes(tmp_path, kind):
+    """No file of any scene exists, so none can have been opened."""
+    names = [f"{i:016x}" for i in range(70_000)]
+    if kind == "chunks":
+        for split, part in (("train", names[:60_000]), ("test", names[60_000:])):
+            (tmp_path / split).mkdir()
+            (tmp_path / split / "000000.torch").touch()
+            (tmp_path / split / "index.json").write_text(json.dumps({name: f"{name[:12]}.torch" for name in part}))
+    else:
+        listed = [{"name": n, "path": n, "split": "train" if i < 60_000 else "test"} for i, n in enumerate(names)]
+        (tmp_path / "scenes.json").write_text(json.dumps({"scenes": listed}))
+    scenes = opened(tmp_path)
+    assert len(scenes.split("test")) == 10_000 and len(scenes.split("train")) + len(scenes.split("val")) == 60_000
+    with pytest.raises(DataError, match="cannot be used"):
+        scenes.load(scenes.entries[0])
 
 
 def test_unreadable_scenes_are_skipped_and_reported(tmp_path):

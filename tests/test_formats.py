@@ -138,6 +138,16 @@ def test_other_methods_read_chunks_through_nerfstudio(chunks, tmp_path):
     assert first.image_filenames[0].parent.name == f"{0:016x}"
 
 
+def test_splatfactos_data_manager_reads_a_scene_of_chunks(chunks, tmp_path):
+    from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+
+    parser = RealEstate10KDataParserConfig(data=chunks / "test" / f"{21:016x}", extracted_images=tmp_path / "jpegs")
+    datamanager = FullImageDatamanagerConfig(dataparser=parser).setup(device="cpu", test_mode="val")
+    camera, batch = datamanager.next_train(0)
+    assert batch["image"].shape == (36, 64, 3) and camera.shape == (1,)
+    assert len(datamanager.train_dataset) == 7 and len(datamanager.eval_dataset) == 1
+
+
 def test_one_scene_of_a_data_set_is_a_capture(chunks):
     scenes = opened(chunks / "test" / f"{22:016x}")
     scene = scenes.load(scenes.split("test")[0])

@@ -6,14 +6,13 @@ import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Optional
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from elvsm_nerfstudio.geometry import cover_size, crop_offset
 
@@ -43,8 +42,8 @@ class ImageSpec:
 
 def read_image(
     path: Path, camera_size: tuple[int, int], spec: ImageSpec, encoded: Optional[bytes] = None
-) -> UInt8[Tensor, "height width 3"]:
-    """One image as the network gets it; ``resize_and_crop_cameras`` gives the matching cameras.
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One image as the network gets it; ``resize_and_crop_intrinsics`` gives the matching camera.
 
     Args:
         path: the image file; only its name, for messages, where ``encoded`` is given.
@@ -70,8 +69,10 @@ def read_image(
     height, width = spec.resized(camera_size)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    top, left = crop_offset((height, width), spec.size)
-    return torch.from_numpy(np.array(image.crop((left, top, left + spec.size[1], top + spec.size[0]))))
+    if image.size != (spec.size[1], spec.size[0]):
+        top, left = crop_offset((height, width), spec.size)
+        image = image.crop((left, top, left + spec.size[1], top + spec.size[0]))
+    return np.asarray(image)
 
 
 def duplicates(names: Iterable[str]) -> list[str]:
@@ -81,6 +82,11 @@ def duplicates(names: Iterable[str]) -> list[str]:
 
 def _composite(image: Image.Image, background: Background) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        return Image.alpha_composite(_backdrop(rgba.size, background), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+@lru_cache(maxsize=4)
+def _backdrop(size: tuple[int, int], background: Background) -> Image.Image:
+    return Image.new("RGBA", size, background)

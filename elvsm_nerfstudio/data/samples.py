@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
@@ -26,43 +26,51 @@ class Sample:
     """Context and then target images of one scene (or, collated, of several), with their cameras."""
 
     rgb: UInt8[Tensor, "*scene view height width 3"]
-    camera_to_worlds: Float[Tensor, "*scene view 3 4"]
-    intrinsics: Float[Tensor, "*scene view 4"]
-    distortion: Float[Tensor, "*scene view k"]
-    camera_type: UInt8[Tensor, "*scene view 1"]
+    cameras: Float[Tensor, "*scene view 23"]
+    """Camera-to-world (3x4, row major, OpenGL axes), fx, fy, cx, cy in pixels, six distortion parameters and the type
+    of each camera; in one piece, since every tensor takes its time on the way from a worker."""
     num_context_views: int
     failures: list[str]
     """What was wrong with scenes that were skipped on the way to this sample."""
 
+    @property
+    def camera_to_worlds(self) -> Float[Tensor, "*scene view 3 4"]:
+        return self.cameras[..., :12].unflatten(-1, (3, 4))
+
+    @property
+    def intrinsics(self) -> Float[Tensor, "*scene view 4"]:
+        return self.cameras[..., 12:16]
+
     @staticmethod
     def collate(samples: list[Sample]) -> Sample:
-        names = ("rgb", "camera_to_worlds", "intrinsics", "distortion", "camera_type")
+        # default_collate stacks into shared memory where this is a worker.
         return Sample(
-            *(torch.stack([getattr(sample, name) for sample in samples]) for name in names),
+            rgb=default_collate([sample.rgb for sample in samples]),
+            cameras=default_collate([sample.cameras for sample in samples]),
             num_context_views=samples[0].num_context_views,
             failures=[failure for sample in samples for failure in sample.failures],
         )
 
     def pin_memory(self) -> Sample:
         """Called by the loader, so that copies to the GPU need not wait."""
-        for name in ("rgb", "camera_to_worlds", "intrinsics", "distortion", "camera_type"):
-            setattr(self, name, getattr(self, name).pin_memory())
-        return self
+        return replace(self, rgb=self.rgb.pin_memory(), cameras=self.cameras.pin_memory())
 
     def view_set(self, device: torch.device | str) -> ViewSet:
         """The collated sample as context and target views on a device; rays are made there."""
         scenes, _, height, width, _ = self.rgb.shape
-        intrinsics = self.intrinsics.flatten(0, 1).to(device, non_blocking=True)
+        poses, focal, distortion, kind = (
+            self.cameras.flatten(0, 1).to(device, non_blocking=True).split((12, 4, 6, 1), -1)
+        )
         cameras = Cameras(
-            camera_to_worlds=self.camera_to_worlds.flatten(0, 1).to(device, non_blocking=True),
-            fx=intrinsics[:, 0:1],
-            fy=intrinsics[:, 1:2],
-            cx=intrinsics[:, 2:3],
-            cy=intrinsics[:, 3:4],
+            camera_to_worlds=poses.unflatten(-1, (3, 4)),
+            fx=focal[:, 0:1],
+            fy=focal[:, 1:2],
+            cx=focal[:, 2:3],
+            cy=focal[:, 3:4],
             height=height,
             width=width,
-            distortion_params=self.distortion.flatten(0, 1).to(device, non_blocking=True),
-            camera_type=self.camera_type.flatten(0, 1).to(device, non_blocking=True),
+            distortion_params=distortion,
+            camera_type=kind.long(),
         )
         rgb = self.rgb.flatten(0, 1).to(device, non_blocking=True).float() / 255
         views = views_from_cameras(cameras, patch_size=1, rgb=rgb).split_scenes(scenes)
@@ -73,19 +81,19 @@ class Sample:
 def read_sample(scene: Scene, choice: FrameChoice, spec: ImageSpec) -> Sample:
     """Decodes the images of a choice of frames; a frame that is context and target is decoded once."""
     frames = (*choice.context, *choice.target)
-    unique = sorted(set(frames))
+    unique = list(dict.fromkeys(frames))
     images = scene.read_images(unique, spec)
-    cameras = scene.cropped_cameras(frames, spec)
-    distortion = cameras.distortion_params
-    return Sample(
-        rgb=images[[unique.index(frame) for frame in frames]],
-        camera_to_worlds=cameras.camera_to_worlds.float(),
-        intrinsics=torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1),
-        distortion=torch.zeros(len(frames), 6) if distortion is None else distortion.float(),
-        camera_type=cameras.camera_type,
-        num_context_views=len(choice.context),
-        failures=[],
+    if len(unique) < len(frames):
+        images = images[[unique.index(frame) for frame in frames]]
+    index = list(frames)
+    distortion = scene.cameras.distortion_params
+    cameras = (
+        scene.cameras.camera_to_worlds[index].flatten(1),
+        scene.cropped_intrinsics(spec)[index],
+        torch.zeros(len(index), 6) if distortion is None else distortion[index],
+        scene.cameras.camera_type[index],
     )
+    return Sample(images, torch.cat(cameras, dim=-1).float(), len(choice.context), failures=[])
 
 
 class TrainingSamples(Dataset):

@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,19 +18,20 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from torch import Tensor
 
-from elvsm_nerfstudio.cameras import check_cameras, resize_and_crop_cameras
+from elvsm_nerfstudio.cameras import check_cameras
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import DataError, ImageSpec, duplicates, read_image
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
+from elvsm_nerfstudio.geometry import resize_and_crop_intrinsics
 
 Split = Literal["train", "val", "test"]
 
 SCENE_MARKERS = ("transforms.json", "transforms_train.json", "colmap", "sparse")
 """A folder that holds one of these is a scene."""
-MAX_PARSED_SCENES = 512
-"""Parsed scenes (cameras and file names, a few kB each) that a process keeps."""
+MAX_PARSED_FRAMES = 20_000
+"""Frames (their cameras and file names, 0.7 kB each) of parsed scenes that a process keeps."""
 MAX_VAL_SCENES = 64
 """Scenes that are taken out of the train split for validation where a data set has none."""
 
@@ -60,12 +62,13 @@ class Scene:
     """Frames to train on, and to take context views from."""
     eval_frames: tuple[int, ...]
     """Frames held out as evaluation targets; all frames where the scene itself is held out."""
+    _cropped_intrinsics: dict[ImageSpec, Float[Tensor, "frame 4"]] = field(default_factory=dict, repr=False)
 
     @property
     def cameras(self) -> Cameras:
         return self.outputs.cameras
 
-    @property
+    @cached_property
     def train_poses(self) -> Float[Tensor, "frame 3 4"]:
         """Camera-to-world of the train frames, OpenGL axes."""
         return self.cameras.camera_to_worlds[list(self.train_frames)]
@@ -77,12 +80,38 @@ class Scene:
     def frame_name(self, frame: int) -> str:
         return self.outputs.image_filenames[frame].stem
 
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image."""
+        return [tuple(size) for size in torch.cat([self.cameras.height, self.cameras.width], dim=-1).tolist()]
+
+    def cropped_intrinsics(self, spec: ImageSpec) -> Float[Tensor, "frame 4"]:
+        """fx, fy, cx, cy in pixels of every frame, of the images that ``read_images`` gives."""
+        if spec not in self._cropped_intrinsics:
+            cameras = self.cameras
+            intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
+            resized = torch.tensor([spec.resized(size) for size in self.sizes])
+            self._cropped_intrinsics[spec] = resize_and_crop_intrinsics(
+                intrinsics, torch.tensor(self.sizes), resized, spec.size
+            )
+        return self._cropped_intrinsics[spec]
+
     def cropped_cameras(self, frames: Sequence[int], spec: ImageSpec) -> Cameras:
         """Cameras [frame] of the images that ``read_images`` gives."""
-        cameras = self.cameras[torch.tensor(list(frames))]
-        sizes = torch.cat([cameras.height, cameras.width], dim=-1).tolist()
-        resized = torch.tensor([spec.resized((height, width)) for height, width in sizes])
-        return resize_and_crop_cameras(cameras, resized, spec.size)
+        index = list(frames)
+        fx, fy, cx, cy = self.cropped_intrinsics(spec)[index][..., None].unbind(-2)
+        distortion = self.cameras.distortion_params
+        return Cameras(
+            camera_to_worlds=self.cameras.camera_to_worlds[index],
+            fx=fx,
+            fy=fy,
+            cx=cx,
+            cy=cy,
+            height=spec.size[0],
+            width=spec.size[1],
+            distortion_params=None if distortion is None else distortion[index],
+            camera_type=self.cameras.camera_type[index],
+        )
 
     def read_images(self, frames: Sequence[int], spec: ImageSpec) -> UInt8[Tensor, "frame height width 3"]:
         """Images of some frames, resized and cropped.
@@ -91,12 +120,12 @@ class Scene:
             DataError: naming an image that cannot be used.
         """
         encoded = self.outputs.metadata.get(ENCODED_IMAGES)
-        images = []
-        for frame in frames:
-            camera_size = int(self.cameras.height[frame]), int(self.cameras.width[frame])
+        images = torch.empty(len(frames), *spec.size, 3, dtype=torch.uint8)
+        pixels = images.numpy()
+        for i, frame in enumerate(frames):
             content = None if encoded is None else encoded[frame]
-            images.append(read_image(self.outputs.image_filenames[frame], camera_size, spec, content))
-        return torch.stack(images)
+            pixels[i] = read_image(self.outputs.image_filenames[frame], self.sizes[frame], spec, content)
+        return images
 
 
 class SceneCollection:
@@ -115,6 +144,7 @@ class SceneCollection:
         self.dataparser = dataparser
         self.whole_scenes = whole_scenes
         self._parsed: OrderedDict[str, Scene] = OrderedDict()
+        self._parsed_frames = 0
 
     @staticmethod
     def open(data: Path, dataparser: DataParserConfig) -> SceneCollection:
@@ -167,12 +197,15 @@ class SceneCollection:
         Raises:
             DataError: naming the scene and what is wrong with it.
         """
-        if entry.name not in self._parsed:
-            self._parsed[entry.name] = self._parse(entry)
-            if len(self._parsed) > MAX_PARSED_SCENES:
-                self._parsed.popitem(last=False)
-        self._parsed.move_to_end(entry.name)
-        return self._parsed[entry.name]
+        if entry.name in self._parsed:
+            self._parsed.move_to_end(entry.name)
+            return self._parsed[entry.name]
+        scene = self._parsed[entry.name] = self._parse(entry)
+        self._parsed_frames += scene.num_frames
+        while self._parsed_frames > MAX_PARSED_FRAMES and len(self._parsed) > 1:
+            _, oldest = self._parsed.popitem(last=False)
+            self._parsed_frames -= oldest.num_frames
+        return scene
 
     def _parse(self, entry: SceneEntry) -> Scene:
         try:
