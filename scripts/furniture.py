@@ -15,6 +15,7 @@ from pathlib import Path
 
 PACKAGE = "sweethome3d-furniture"
 CATALOGUE = "PluginFurnitureCatalog.properties"
+TOP = "dropOnTopElevation"
 
 SPLITS = ("train", "val", "test")
 HELD_OUT_SHARE = 60 / 820
@@ -40,6 +41,12 @@ class CatalogueObject:
     """The OBJ file."""
     rotation: tuple[float, ...]
     """Row-major 3x3 rotation that sets the model upright, applied to the coordinates of the OBJ file."""
+    size: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Real width (left to right), depth (front to back) and height in metres; zeros if the catalogue has none."""
+    elevation: float = 0.0
+    """Metres from the floor to its lower end."""
+    top: float | None = None
+    """Metres from its lower end to the surface that things are put on, where that is not its upper end."""
 
     @property
     def split(self) -> str:
@@ -177,6 +184,9 @@ def read_catalogue(library: Path) -> list[CatalogueObject]:
                 licence=licence,
                 model=library / model.lstrip("/"),
                 rotation=tuple(float(value) for value in rotation.split()),
+                size=tuple(float(properties.get(f"{side}#{number}", 0)) / 100 for side in ("width", "depth", "height")),
+                elevation=float(properties.get(f"elevation#{number}", 0)) / 100,
+                top=float(properties[f"{TOP}#{number}"]) / 100 if f"{TOP}#{number}" in properties else None,
             )
         )
     return objects

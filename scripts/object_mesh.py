@@ -32,6 +32,10 @@ class Surface:
     opacity: float
     texture: np.ndarray | None
     """[height, width, 4] uint8 RGBA, first row at the top (v = 1), or None."""
+    emission: float = 0.0
+    """Share of the colour that is there without any light; only rooms have such surfaces."""
+    max_mipmap_level: int = 2
+    """Coarser levels of a texture are not used: they would mix neighbouring patches of an atlas."""
 
 
 @dataclass

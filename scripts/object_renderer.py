@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from object_mesh import MIN_OPACITY, ObjectMesh
+from object_mesh import MIN_OPACITY, ObjectMesh, Surface
 
 SUPERSAMPLING = 2
 """Samples per pixel along each side of the pixel."""
@@ -27,8 +27,6 @@ KEY_LIGHT = 0.42
 FILL_LIGHT = 0.20
 KEY_DIRECTION = np.array([0.45, -0.65, 0.61], dtype=np.float32) / np.linalg.norm([0.45, -0.65, 0.61])
 FILL_DIRECTION = np.array([-0.75, 0.55, 0.37], dtype=np.float32) / np.linalg.norm([-0.75, 0.55, 0.37])
-
-MAX_MIPMAP_LEVEL = 2  # coarser levels mix neighbouring patches of a texture atlas
 
 
 class NoGLContextError(RuntimeError):
@@ -126,10 +124,17 @@ void main() {
 """
 
 
-class GLRenderer:
-    """Renders with OpenGL 3.3 into an off-screen buffer; needs no display and no GPU (Mesa's llvmpipe will do)."""
+class GLMeshRenderer:
+    """Renders meshes with OpenGL 3.3 into an off-screen buffer; needs no display and no GPU (Mesa's llvmpipe will do).
 
-    def __init__(self, resolution: int) -> None:
+    Subclasses say how surfaces are lit, and what is near and far.
+
+    Args:
+        size: (height, width) of the pictures.
+        fragment_shader: GLSL; gets ``position``, ``normal`` and ``uv``, gives ``sample_color``.
+    """
+
+    def __init__(self, size: tuple[int, int], fragment_shader: str) -> None:
         import moderngl
 
         self._moderngl = moderngl
@@ -137,16 +142,13 @@ class GLRenderer:
             self._context = moderngl.create_context(standalone=True, backend="egl", require=330)
         except Exception as error:  # moderngl raises bare Exception, ValueError or ImportError, as the cause may be
             raise NoGLContextError(str(error)) from error
-        side = SUPERSAMPLING * resolution
+        self._size = size
+        self._samples = SUPERSAMPLING * size[0], SUPERSAMPLING * size[1]
         self._buffer = self._context.framebuffer(
-            color_attachments=[self._context.renderbuffer((side, side), 4)],
-            depth_attachment=self._context.depth_renderbuffer((side, side)),
+            color_attachments=[self._context.renderbuffer(self._samples[::-1], 4)],
+            depth_attachment=self._context.depth_renderbuffer(self._samples[::-1]),
         )
-        self._resolution = resolution
-        self._program = self._context.program(vertex_shader=_VERTEX_SHADER, fragment_shader=_FRAGMENT_SHADER)
-        self._program["light"] = (AMBIENT_LIGHT, SKY_LIGHT, KEY_LIGHT, FILL_LIGHT)
-        self._program["key_direction"] = tuple(KEY_DIRECTION)
-        self._program["fill_direction"] = tuple(FILL_DIRECTION)
+        self._program = self._context.program(vertex_shader=_VERTEX_SHADER, fragment_shader=fragment_shader)
         # OpenGL counts rows from below, the thresholds are given from above.
         self._program["thresholds"] = tuple(OPACITY_THRESHOLDS[::-1].ravel())
         self._context.enable_only(moderngl.DEPTH_TEST)
@@ -182,7 +184,7 @@ class GLRenderer:
                 continue
             # OpenGL's first row is the lowest one.
             texture = self._context.texture((pixels.shape[1], pixels.shape[0]), 4, pixels[::-1].tobytes())
-            texture.build_mipmaps(max_level=MAX_MIPMAP_LEVEL)
+            texture.build_mipmaps(max_level=surface.max_mipmap_level)
             texture.filter = (self._moderngl.LINEAR_MIPMAP_LINEAR, self._moderngl.LINEAR)
             textures[id(pixels)] = texture
         return textures
@@ -195,30 +197,48 @@ class GLRenderer:
         self._buffer.use()
         self._buffer.clear(0.0, 0.0, 0.0, 0.0, depth=1.0)
         for surface in mesh.surfaces:
-            self._program["color"] = (*surface.color, surface.opacity)
-            self._program["textured"] = surface.texture is not None
+            self._set_surface(surface)
             if surface.texture is not None:
                 textures[id(surface.texture)].use()
             vertex_array.render(vertices=3 * surface.num_faces, first=3 * surface.first_face)
-        side = SUPERSAMPLING * self._resolution
-        samples = np.frombuffer(self._buffer.read(components=4), dtype=np.uint8).reshape(side, side, 4)
+        samples = np.frombuffer(self._buffer.read(components=4), dtype=np.uint8).reshape(*self._samples, 4)
         return average_samples(samples[::-1])
 
+    def _set_surface(self, surface: Surface) -> None:
+        self._program["color"] = (*surface.color, surface.opacity)
+        self._program["textured"] = surface.texture is not None
+
+    def _near_and_far(self, mesh: ObjectMesh, pose: np.ndarray) -> tuple[float, float]:
+        raise NotImplementedError
+
     def _world_to_clip(self, mesh: ObjectMesh, pose: np.ndarray, focal: float) -> np.ndarray:
-        # Near and far planes hug the object's bounding sphere, for the best depth resolution.
-        radius = 1.01 * float(np.linalg.norm(mesh.positions, axis=-1).max())
-        distance = float(np.linalg.norm(pose[:3, 3]))
-        near, far = max(distance - radius, 0.01), distance + radius
-        scale = 2.0 * focal / self._resolution
+        near, far = self._near_and_far(mesh, pose)
+        height, width = self._size
         projection = np.array(
             [
-                [scale, 0.0, 0.0, 0.0],
-                [0.0, scale, 0.0, 0.0],
+                [2.0 * focal / width, 0.0, 0.0, 0.0],
+                [0.0, 2.0 * focal / height, 0.0, 0.0],
                 [0.0, 0.0, -(far + near) / (far - near), -2.0 * far * near / (far - near)],
                 [0.0, 0.0, -1.0, 0.0],
             ]
         )
         return projection @ np.linalg.inv(pose)
+
+
+class GLRenderer(GLMeshRenderer):
+    """Renders objects into square pictures."""
+
+    def __init__(self, resolution: int) -> None:
+        super().__init__((resolution, resolution), _FRAGMENT_SHADER)
+        self._program["light"] = (AMBIENT_LIGHT, SKY_LIGHT, KEY_LIGHT, FILL_LIGHT)
+        self._program["key_direction"] = tuple(KEY_DIRECTION)
+        self._program["fill_direction"] = tuple(FILL_DIRECTION)
+
+    def _near_and_far(self, mesh: ObjectMesh, pose: np.ndarray) -> tuple[float, float]:
+        # The planes hug the object's bounding sphere, for the best depth resolution.
+        radius = 1.01 * float(np.linalg.norm(mesh.positions, axis=-1).max())
+        distance = float(np.linalg.norm(pose[:3, 3]))
+        return max(distance - radius, 0.01), distance + radius
 
 
 # ---------------------------------------------------------------------------------------------------------------------
