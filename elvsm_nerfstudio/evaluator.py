@@ -57,7 +57,7 @@ def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManag
     return Protocol(
         name="as configured",
         description="views, size, background and canonical frame of the run's own options",
-        views=datamanager.config.evaluation_views,
+        views=datamanager.evaluation_views,
         context_views=(),
         background=datamanager.config.background,
         canonical_frame=model.config.canonical_frame,

@@ -91,6 +91,15 @@ def test_frames_to_choose_from_are_sampled_uniformly(tmp_path):
     assert {*choice.context, *choice.target} <= {0, 2, 4, 6, 8, 10} and len(choice.target) == 3
 
 
+def test_a_stretch_has_context_from_end_to_end_and_targets_between(tmp_path):
+    write_collection(tmp_path, "train val test", num_frames=11)
+    scene = first_scene(tmp_path)
+    assert choose_evaluation_views(scene, None, ViewRule(2, frame_gap=4)) == FrameChoice((3, 7), (4, 5, 6))
+    assert choose_evaluation_views(scene, None, ViewRule(3, 1, frame_gap=99)) == FrameChoice((0, 5, 10), (1,))
+    with pytest.raises(DataError, match="scene_2 has 3 frames for context and 0 others"):
+        choose_evaluation_views(scene, None, ViewRule(3, frame_gap=2))
+
+
 def test_context_of_a_capture_can_be_given_frame_by_frame(scene):
     loaded = first_scene(scene)
     given = tuple(frame for frame in range(loaded.num_frames) if frame not in loaded.eval_frames)[:2]

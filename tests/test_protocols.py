@@ -62,6 +62,20 @@ def test_re10k_scores_every_scene_of_the_index_from_chunks(chunks, tmp_path):
     assert Image.open(tmp_path / "predictions" / f"{20:016x}" / "000001.png").size == (256, 256)
 
 
+def test_re10k_with_more_views_takes_them_between_the_listed_ones(chunks):
+    walk = evaluator(chunks, "re10k-4view-256")
+    assert walk.scene(walk.datamanager.eval_entries[0]).context_names == ("000000", "000001", "000003", "000004")
+    with pytest.raises(ValueError, match="there are not 8 frames from 0 to 4"):
+        evaluator(chunks, "re10k-8view-256").run(None, get_std=False)
+
+
+def test_videos_are_validated_as_they_are_trained_on(chunks, scene):
+    options = {"view_sampler": "bounded-gap", "frame_gap": (3, 5)}
+    manager = tiny_pipeline(chunks, "val", **options).datamanager
+    assert manager.evaluation_scene(manager.eval_entries[0]).context_names == ("000001", "000005")
+    assert tiny_pipeline(scene, **options).datamanager.evaluation_views.frame_gap is None
+
+
 def test_re10k_needs_an_index(collection, tmp_path):
     pipeline = tiny_pipeline(collection, protocol="re10k-2view-256")
     pipeline.datamanager.evaluation_index = None

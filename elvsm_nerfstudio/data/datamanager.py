@@ -112,12 +112,6 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
         number = self.num_context_views
         return (number, number) if isinstance(number, int) else tuple(number)
 
-    @property
-    def evaluation_views(self) -> ViewRule:
-        """How evaluation without a protocol, renders and the viewer choose views."""
-        count = self.context_view_bounds[1] if self.context_frames is None else len(self.context_frames)
-        return ViewRule(count, self.eval_num_target_views, context_frames=self.context_frames)
-
     def training_sampler(self) -> ViewSampler:
         """The view sampler that the options describe."""
         targets = self.num_target_views, self.targets_include_context
@@ -216,9 +210,21 @@ class ViewSetDataManager(VanillaDataManager):
         self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
 
     @property
+    def evaluation_views(self) -> ViewRule:
+        """How evaluation without a protocol, renders and the viewer choose views.
+
+        Videos that are trained on in stretches are also evaluated on one, of the mean length.
+        """
+        config = self.config
+        count = config.context_view_bounds[1] if config.context_frames is None else len(config.context_frames)
+        stretches = self.collection.whole_scenes and config.view_sampler == "bounded-gap"
+        gap = sum(config.frame_gap) // 2 if stretches else None
+        return ViewRule(count, config.eval_num_target_views, frame_gap=gap, context_frames=config.context_frames)
+
+    @property
     def _shown_views(self) -> ViewRule:
         # Whether an index names context frames as targets is a matter of scores, and nothing is scored here.
-        return replace(self.config.evaluation_views, targets_may_be_context=True)
+        return replace(self.evaluation_views, targets_may_be_context=True)
 
     def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
         """Context and targets of the scene that the viewer and ns-render show."""
@@ -317,7 +323,7 @@ class ViewSetDataManager(VanillaDataManager):
         """
         images = images or self.config.images
         scene = self.collection.load(entry)
-        choice = choose_evaluation_views(scene, self.evaluation_index, rule or self.config.evaluation_views)
+        choice = choose_evaluation_views(scene, self.evaluation_index, rule or self.evaluation_views)
         choice = FrameChoice(choice.context, choice.target[:max_targets])
         return EvaluationScene(
             name=entry.name,

@@ -30,6 +30,9 @@ class ViewRule:
     or the frames' order, the first ones being context."""
     num_frames: Optional[int] = None
     """Frames to choose from, sampled uniformly over the scene; all of them if absent or if there are fewer."""
+    frame_gap: Optional[int] = None
+    """Chooses from the middle stretch of so many frames alone (or the whole scene, if that is shorter): context spread
+    evenly from end to end, targets between. As training with a bounded gap sees a video."""
     targets_may_be_context: bool = False
     """Whether an index may name a context frame as target, as pixelSplat's for RealEstate10K does."""
     context_frames: Optional[tuple[int, ...]] = None
@@ -136,6 +139,10 @@ def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
     if rule.num_frames is not None and rule.num_frames < scene.num_frames:
         usable = set(torch.linspace(0, scene.num_frames - 1, rule.num_frames).round().long().tolist())
     frames = [frame for frame in scene.train_frames if frame in usable]
+    if rule.frame_gap is not None:
+        gap = min(rule.frame_gap, len(frames) - 1)
+        frames = frames[(len(frames) - 1 - gap) // 2 :][: gap + 1]
+        usable = set(range(frames[0], frames[-1] + 1))
     if rule.context_frames is not None:
         unknown = [frame for frame in rule.context_frames if not 0 <= frame < scene.num_frames]
         if unknown:
@@ -144,6 +151,9 @@ def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
                 f"0..{scene.num_frames - 1}"
             )
         context = rule.context_frames
+    elif rule.frame_gap is not None:
+        positions = torch.linspace(0, len(frames) - 1, min(rule.num_context_views, len(frames)))
+        context = tuple(frames[i] for i in positions.round().long().tolist())
     elif rule.source == "index or first":
         context = tuple(frames[: rule.num_context_views])
     else:

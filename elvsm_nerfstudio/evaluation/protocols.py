@@ -70,6 +70,16 @@ PROTOCOLS = {
             "not known beforehand",
             canonical_frame="context",
         ),
+        *(
+            replace(
+                _RE10K,
+                name=f"re10k-{count}view-256",
+                description=f"re10k-2view-256 with {count} context views, spread evenly between the two of the index",
+                views=replace(_RE10K.views, num_context_views=count),
+                context_views=(count,),
+            )
+            for count in (4, 8)
+        ),
         _OBJECTS,
         replace(
             _OBJECTS,
