@@ -20,9 +20,11 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from furniture import SPLITS, CatalogueObject, InputError, prepare_furniture, read_furniture
@@ -44,6 +46,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: the Python package '{error.name}' is missing. Install it: {INSTALL_HINT}")
 
+COLLECTION_FORMAT = "elvsm-scenes/1"
 SCENE_FORMAT = "elvsm-rooms/1"
 """Goes up when the pictures or poses of a room change for the same settings."""
 CONTEXT_GAP = (45, 59)
@@ -117,20 +120,27 @@ def check_numbers(args: Args) -> None:
 _renderer: RoomRenderer | None = None
 
 
+def end_with_parent() -> None:
+    """Without this, a kill -9 of the first process would leave the others waiting for work forever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def start_worker(resolution: tuple[int, int]) -> None:
     """Runs in each rendering process when it starts."""
     global _renderer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one sees to the others
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # The processes are the parallelism; more threads of llvmpipe in each of them would only compete.
     os.environ.setdefault("LP_NUM_THREADS", "1")
     _renderer = RoomRenderer(resolution)
 
 
-def render_room(room: Room, args: Args, furniture: dict[str, list[CatalogueObject]]) -> tuple[Room, int, str | None]:
+def render_room(room: Room, args: Args, furniture: list[CatalogueObject]) -> tuple[Room, int, str | None]:
     """Makes one room; returns its number of frames, or what went wrong."""
     try:
         rng = random_generator(args.seed, room.name, "room")
-        plan = plan_room(rng, furniture[room.split])
+        plan = plan_room(rng, furniture)
         mesh = build_room(rng, plan)
         _renderer.set_room(plan, draw_lighting(rng, plan))
         height, width = args.resolution
@@ -150,7 +160,8 @@ def made_with(args: Args) -> dict:
 def write_room(output: Path, room: Room, plan: RoomPlan, pictures: np.ndarray, focal: float, settings: dict) -> None:
     """Writes a room's scene, a folder which appears when it is complete."""
     partial_scene = output / f".{room.name}.partial"
-    shutil.rmtree(partial_scene, ignore_errors=True)
+    for leftover in (partial_scene, output / room.name):
+        shutil.rmtree(leftover, ignore_errors=True)
     (partial_scene / "images").mkdir(parents=True)
     frames = []
     for index, (picture, pose) in enumerate(zip(pictures, plan.walk.poses, strict=True)):
@@ -175,7 +186,7 @@ def write_room(output: Path, room: Room, plan: RoomPlan, pictures: np.ndarray, f
 
 
 def is_finished(output: Path, room: Room, settings: dict) -> bool:
-    """Whether the room is there; one that was made with other settings is an error."""
+    """Whether the room is there as a whole; one that was made with other settings is an error."""
     file = output / room.name / "transforms.json"
     if not file.exists():
         return False
@@ -190,7 +201,7 @@ def is_finished(output: Path, room: Room, settings: dict) -> bool:
             f"--output: found {file.parent} made with {found}; asked for {wanted}. Choose another --output, or delete "
             "that folder."
         )
-    return True
+    return all((output / room.name / frame["file_path"]).exists() for frame in content["frames"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,17 +224,29 @@ def render_rooms(rooms: list[Room], args: Args, furniture: dict[str, list[Catalo
         TimeRemainingColumn(),
     )
     num_images, started = 0, time.monotonic()
-    context = multiprocessing.get_context("spawn")  # an OpenGL context does not survive a fork
-    with (
-        context.Pool(num_workers, start_worker, (args.resolution,)) as pool,
-        Progress(*columns, console=console) as progress,
-    ):
-        bar = progress.add_task("rooms", total=len(rooms), rate=0.0)
-        for room, count, failure in pool.imap_unordered(partial(render_room, args=args, furniture=furniture), rooms):
-            if failure is not None:
-                raise InputError(f"{room.name} could not be made: {failure}")
-            num_images += count
-            progress.update(bar, advance=1, rate=num_images / (time.monotonic() - started))
+    executor = ProcessPoolExecutor(
+        max_workers=num_workers,
+        mp_context=multiprocessing.get_context("spawn"),  # an OpenGL context does not survive a fork
+        initializer=start_worker,
+        initargs=(args.resolution,),
+    )
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("rooms", total=len(rooms), rate=0.0)
+            futures = [executor.submit(render_room, room, args, furniture[room.split]) for room in rooms]
+            for future in as_completed(futures):
+                room, count, failure = future.result()
+                if failure is not None:
+                    raise InputError(f"{room.name} could not be made: {failure}")
+                num_images += count
+                progress.update(bar, advance=1, rate=num_images / (time.monotonic() - started))
+    except BrokenProcessPool as error:
+        raise InputError(
+            "A rendering process died, most likely of too little memory. The finished rooms are kept: start the same "
+            "command again, with a smaller --num-workers if need be."
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
     return num_images
 
 
@@ -262,7 +285,12 @@ def write_collection(args: Args, rooms: list[Room]) -> None:
             index[room.name] = evaluation_views(rng, len(content["frames"]))
     write_json(args.output / "evaluation_index.json", index)
     scenes = [{"name": room.name, "path": room.name, "split": room.split} for room in rooms]
-    write_json(args.output / "scenes.json", {**made_with(args), "furniture": credits, "scenes": scenes})
+    collection = {
+        "format": COLLECTION_FORMAT,
+        "evaluation_index": "evaluation_index.json",
+        "made_with": made_with(args),
+    }
+    write_json(args.output / "scenes.json", {**collection, "furniture": credits, "scenes": scenes})
     if args.chunks is not None:
         for split in SPLITS:
             sequences = (read_room(args.output, room) for room in rooms if room.split == split)

@@ -36,6 +36,8 @@ SINGLE = (
     "dispenser",
 )
 """What a room has one of at most."""
+ON_THE_FLOOR = ("bin", "basket", "stool", "shoe", "mat")
+"""Small things that are not put on tables."""
 MAX_MODEL_BYTES = 1_500_000
 """Larger OBJ files, of 25,000 triangles and more, take long to draw and show no more."""
 FLOOR_SIDE = (0.3, 2.6)
@@ -46,8 +48,10 @@ SMALL_SIDE = (0.08, 0.45)
 WALL_GAP = 0.03
 CLEARANCE = 0.3
 """Metres that the camera keeps from walls and from boxes that reach up to it."""
-HEADROOM = 0.35
+HEADROOM = 0.7
 """Metres below the eye at which a box may be passed over."""
+TOP_TOLERANCE = 0.02
+"""Metres that the surface for other things may lie below the upper end of a piece of furniture: a table, not a seat."""
 MAX_PAN_DEGREES = 40.0
 FRAMES = (60, 100)
 EYE_HEIGHT = (1.2, 1.7)
@@ -127,9 +131,11 @@ def plan_room(rng: np.random.Generator, furniture: list[CatalogueObject]) -> Roo
         size = (rng.uniform(3.4, 7.0), rng.uniform(3.4, 7.0), rng.uniform(2.4, 3.0))
         panels = _hang_panels(rng, size)
         placed = _furnish(rng, size, suitable(furniture, kind), panels)
+        if len(placed) < 4:
+            continue
+        placed += _put_on_top(rng, size[2], placed, small_things(furniture, kind))
         walk = _find_walk(rng, size, placed)
-        if walk is not None and len(placed) >= 4:
-            placed += _put_on_top(rng, size[2], placed, small_things(furniture, kind))
+        if walk is not None:
             return RoomPlan(kind, size, tuple(placed), tuple(panels), walk)
     raise ValueError("found no room with four pieces of furniture and a walk through it; expected more furniture")
 
@@ -164,6 +170,7 @@ def small_things(furniture: list[CatalogueObject], kind: str) -> list[CatalogueO
         for item in furniture
         if item.category in KINDS[kind]
         and _may_be_used(item)
+        and not any(word in item.title.lower() for word in ON_THE_FLOOR)
         and item.elevation < 0.05
         and SMALL_SIDE[0] <= item.size[2] <= SMALL_SIDE[1]
         and max(item.size[:2]) <= SMALL_SIDE[1]
@@ -177,8 +184,9 @@ def _put_on_top(
     """Small things on some of the furniture that the catalogue says things may be put on."""
     added: list[Placed] = []
     for piece in placed:
-        top = piece.item.size[2] if piece.item.top is None else piece.item.top
-        if not things or not 0.3 <= top <= 1.1 or piece.bottom > 0 or "chair" in piece.item.title.lower():
+        top = piece.item.size[2]
+        is_surface = piece.item.top is None or abs(piece.item.top - top) <= TOP_TOLERANCE
+        if not things or not is_surface or not 0.3 <= top <= 1.1 or piece.bottom > 0:
             continue
         for _ in range(int(rng.integers(0, 3))):
             item = things[rng.integers(len(things))]
