@@ -300,9 +300,10 @@ def write_collection(args: Args, rooms: list[Room]) -> None:
 
 
 def write_contact_sheet(output: Path, rooms: list[Room]) -> None:
-    """Writes contact_sheet.png: some frames of some rooms, a row for each two."""
+    """Writes contact_sheet.png: some frames of some rooms of all splits, a row for each two."""
+    shown = sorted({round(i) for i in np.linspace(0, len(rooms) - 1, SHEET_ROOMS)})
     rows = []
-    for room in rooms[:SHEET_ROOMS]:
+    for room in (rooms[i] for i in shown):
         files = read_room(output, room).image_files
         row = []
         for index in np.linspace(0, len(files) - 1, SHEET_FRAMES).round().astype(int):

@@ -90,22 +90,21 @@ void main() {
 }
 """
 
-_FRAGMENT_SHADER = """
+SURFACE_SHADER = """
 #version 330
 uniform vec3 camera;
 uniform vec4 color;
 uniform bool textured;
 uniform sampler2D albedo_texture;
-uniform vec4 light;
-uniform vec3 key_direction;
-uniform vec3 fill_direction;
 uniform vec4 thresholds;
 in vec3 position;
 in vec3 normal;
 in vec2 uv;
 out vec4 sample_color;
-void main() {
-    vec4 albedo = color;
+
+// Colour of the surface, and its normal on the camera's side; ends the fragment where the surface is see-through.
+void look_at_surface(out vec4 albedo, out vec3 n) {
+    albedo = color;
     if (textured) {
         vec4 texel = texture(albedo_texture, uv);
         albedo = vec4(texel.rgb, texel.a * color.a);
@@ -115,12 +114,24 @@ void main() {
 
     vec3 facing = cross(dFdx(position), dFdy(position));
     if (dot(facing, camera - position) < 0.0) facing = -facing;
-    vec3 n = normalize(normal);
+    n = normalize(normal);
     if (dot(n, facing) < 0.0) n = -n;
+}
+"""
+"""What every fragment shader begins with."""
+
+_FRAGMENT_SHADER = f"""{SURFACE_SHADER}
+uniform vec4 light;
+uniform vec3 key_direction;
+uniform vec3 fill_direction;
+void main() {{
+    vec4 albedo;
+    vec3 n;
+    look_at_surface(albedo, n);
     float brightness = light.x + light.y * n.z
         + light.z * max(dot(n, key_direction), 0.0) + light.w * max(dot(n, fill_direction), 0.0);
     sample_color = vec4(clamp(albedo.rgb * brightness, 0.0, 1.0), 1.0);
-}
+}}
 """
 
 
@@ -131,7 +142,7 @@ class GLMeshRenderer:
 
     Args:
         size: (height, width) of the pictures.
-        fragment_shader: GLSL; gets ``position``, ``normal`` and ``uv``, gives ``sample_color``.
+        fragment_shader: GLSL that begins with SURFACE_SHADER and sets ``sample_color``.
     """
 
     def __init__(self, size: tuple[int, int], fragment_shader: str) -> None:
@@ -148,7 +159,7 @@ class GLMeshRenderer:
             color_attachments=[self._context.renderbuffer(self._samples[::-1], 4)],
             depth_attachment=self._context.depth_renderbuffer(self._samples[::-1]),
         )
-        self._program = self._context.program(vertex_shader=_VERTEX_SHADER, fragment_shader=fragment_shader)
+        self._program = self._context.program(vertex_shader=_VERTEX_SHADER, fragment_shader=fragment_shader.strip())
         # OpenGL counts rows from below, the thresholds are given from above.
         self._program["thresholds"] = tuple(OPACITY_THRESHOLDS[::-1].ravel())
         self._context.enable_only(moderngl.DEPTH_TEST)

@@ -6,30 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from object_mesh import ObjectMesh, Surface
-from object_renderer import GLMeshRenderer
+from object_renderer import SURFACE_SHADER, GLMeshRenderer
 from room_layout import RoomPlan
 
 NEAR, FAR = 0.05, 20.0
 """Metres."""
 
-_FRAGMENT_SHADER = """
-#version 330
-uniform vec3 camera;
-uniform vec4 color;
-uniform bool textured;
+_FRAGMENT_SHADER = (
+    SURFACE_SHADER
+    + """
 uniform float emission;
-uniform sampler2D albedo_texture;
-uniform vec4 thresholds;
 uniform vec3 room;
 uniform vec3 ambient_color;
 uniform vec3 window_position;
 uniform vec3 window_color;
 uniform vec3 lamp_position;
 uniform vec3 lamp_color;
-in vec3 position;
-in vec3 normal;
-in vec2 uv;
-out vec4 sample_color;
 
 // Light that a corner takes away: a plane at some distance darkens what does not lie in it.
 float open_to(float distance, float along_normal) {
@@ -44,18 +36,9 @@ vec3 light_from(vec3 source, vec3 light, vec3 n, float reach) {
 }
 
 void main() {
-    vec4 albedo = color;
-    if (textured) {
-        vec4 texel = texture(albedo_texture, uv);
-        albedo = vec4(texel.rgb, texel.a * color.a);
-    }
-    ivec2 within_pixel = ivec2(gl_FragCoord.xy) % 2;
-    if (albedo.a <= thresholds[2 * within_pixel.y + within_pixel.x]) discard;
-
-    vec3 facing = cross(dFdx(position), dFdy(position));
-    if (dot(facing, camera - position) < 0.0) facing = -facing;
-    vec3 n = normalize(normal);
-    if (dot(n, facing) < 0.0) n = -n;
+    vec4 albedo;
+    vec3 n;
+    look_at_surface(albedo, n);
     float corners = open_to(position.z, n.z) * open_to(room.z - position.z, n.z)
         * open_to(position.x, n.x) * open_to(room.x - position.x, n.x)
         * open_to(position.y, n.y) * open_to(room.y - position.y, n.y);
@@ -67,6 +50,7 @@ void main() {
     sample_color = vec4(lit / (1.0 + 0.15 * lit * lit), 1.0);
 }
 """
+)
 
 
 @dataclass(frozen=True)
