@@ -27,11 +27,10 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader
 
 from elvsm_nerfstudio.data.images import ImageSpec
 from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES
-from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples
+from elvsm_nerfstudio.data.samples import StepBatches, TrainingSamples, training_batches
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import RandomViewSampler
 from elvsm_nerfstudio.evaluation.report import write_json
@@ -113,7 +112,7 @@ def plain_loop(files: list[Path | bytes], side: int) -> None:
 def loader_rate(samples: TrainingSamples, num_workers: int, num_images: int, first_step: int) -> float:
     """Images per second of a running loader: it is started, and its first batches taken, before the clock is."""
     batches = StepBatches(first_step, SCENES_PER_BATCH, rank=0, world_size=1)
-    loader = iter(DataLoader(samples, batch_sampler=batches, collate_fn=Sample.collate, num_workers=num_workers))
+    loader = training_batches(samples, batches, num_workers, pin=False)
     for _ in range(2 * num_workers + 2):
         next(loader)
     count = max(1, num_images // IMAGES_PER_BATCH)

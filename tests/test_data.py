@@ -12,12 +12,18 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data import scenes as scenes_module
 from elvsm_nerfstudio.data.images import DataError, ImageSpec, read_image
-from elvsm_nerfstudio.data.samples import MAX_ATTEMPTS, Sample, StepBatches, TrainingSamples, read_sample
+from elvsm_nerfstudio.data.samples import (
+    MAX_ATTEMPTS,
+    Sample,
+    StepBatches,
+    TrainingSamples,
+    read_sample,
+    training_batches,
+)
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
 from elvsm_nerfstudio.geometry import CanonicalFrame
@@ -212,18 +218,13 @@ def test_loaders_of_two_ranks_show_every_scene_once_an_epoch_and_resume(collecti
     samples = training_samples(opened(collection))
 
     def batches(rank: int, first_step: int, count: int) -> list[torch.Tensor]:
-        loader = DataLoader(
-            samples,
-            batch_sampler=StepBatches(first_step, 1, rank, world_size=2),
-            collate_fn=Sample.collate,
-            num_workers=num_workers,
-        )
+        loader = training_batches(samples, StepBatches(first_step, 1, rank, world_size=2), num_workers, pin=False)
         return [sample.rgb for sample, _ in zip(loader, range(count))]
 
-    ranks = [batches(rank, 0, 4) for rank in (0, 1)]
+    ranks = [batches(rank, 0, 12) for rank in (0, 1)]  # more than a worker has buffers
     scenes = [samples.entries[samples._scene_in_epoch(k)].name for k in range(8)]
     assert sorted(scenes[:4]) == sorted(scenes[4:]) == [f"scene_{i}" for i in range(4)]
-    for step in range(4):
+    for step in range(12):
         assert not torch.equal(ranks[0][step], ranks[1][step])
         for rank in (0, 1):
             assert torch.equal(ranks[rank][step][0], samples[2 * step + rank].rgb)

@@ -23,11 +23,10 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch.nn import Parameter
-from torch.utils.data import DataLoader
 
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
-from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples, read_sample
+from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples, read_sample, training_batches
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import (
     AngularGroupSampler,
@@ -249,14 +248,14 @@ class ViewSetDataManager(VanillaDataManager):
     def next_train(self, step: int) -> tuple[ViewSet, dict[str, Any]]:
         """The batch of a step: the same one whether training came here in one go or was resumed."""
         if step != self._next_step or self._batches is None:
-            self._batches = iter(self._training_loader(step))
+            self._batches = self._training_batches(step)
         self._next_step = step + 1
         sample = next(self._batches)
         self._report(sample.failures)
         views = sample.view_set(self.device)
         return views, {"image": views.target.rgb}
 
-    def _training_loader(self, first_step: int) -> DataLoader:
+    def _training_batches(self, first_step: int) -> Iterator[Sample]:
         config = self.config
         # nerfstudio passes the rank within the machine only.
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else self.local_rank
@@ -271,13 +270,8 @@ class ViewSetDataManager(VanillaDataManager):
         )
         if not self.collection.whole_scenes:
             samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here
-        return DataLoader(
-            samples,
-            batch_sampler=StepBatches(first_step, config.scenes_per_batch, rank, self.world_size),
-            collate_fn=Sample.collate,
-            num_workers=config.num_workers,
-            pin_memory=torch.device(self.device).type == "cuda",
-        )
+        batches = StepBatches(first_step, config.scenes_per_batch, rank, self.world_size)
+        return training_batches(samples, batches, config.num_workers, torch.device(self.device).type == "cuda")
 
     def _report(self, failures: list[str]) -> None:
         for failure in failures:

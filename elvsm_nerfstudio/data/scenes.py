@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 import torch
 from jaxtyping import Float, UInt8
@@ -113,18 +113,27 @@ class Scene:
             camera_type=self.cameras.camera_type[index],
         )
 
-    def read_images(self, frames: Sequence[int], spec: ImageSpec) -> UInt8[Tensor, "frame height width 3"]:
-        """Images of some frames, resized and cropped.
+    def read_images(
+        self, frames: Sequence[int], spec: ImageSpec, out: Optional[UInt8[Tensor, "frame height width 3"]] = None
+    ) -> UInt8[Tensor, "frame height width 3"]:
+        """Images of some frames, resized and cropped; a frame that comes twice is decoded once.
+
+        Args:
+            out: where to put them; new memory if absent.
 
         Raises:
             DataError: naming an image that cannot be used.
         """
         encoded = self.outputs.metadata.get(ENCODED_IMAGES)
-        images = torch.empty(len(frames), *spec.size, 3, dtype=torch.uint8)
-        pixels = images.numpy()
+        images = torch.empty(len(frames), *spec.size, 3, dtype=torch.uint8) if out is None else out
+        pixels, first = images.numpy(), {}
         for i, frame in enumerate(frames):
+            if frame in first:
+                pixels[i] = pixels[first[frame]]
+                continue
             content = None if encoded is None else encoded[frame]
             pixels[i] = read_image(self.outputs.image_filenames[frame], self.sizes[frame], spec, content)
+            first[frame] = i
         return images
 
 
