@@ -26,6 +26,13 @@ elif ! command -v ffmpeg >/dev/null; then
     exit 1
 fi
 
+# chromium: the test that opens the viewer in a browser, which is skipped where there is none.
+if [[ ,$extras, == *,dev,* ]] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then
+    echo "== Installing chromium"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null ||
+        echo "No Chromium to be had: the browser test will be skipped"
+fi
+
 python=${PYTHON:-python3}
 if ! "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
     echo "$python is $("$python" --version 2>&1); expected Python 3.10 or later with venv. Name another with PYTHON=..." >&2
