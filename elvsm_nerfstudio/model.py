@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional
 
@@ -16,8 +17,9 @@ from torch.nn import Parameter
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
-from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
+from elvsm_nerfstudio.nn.network import NetworkConfig
 from elvsm_nerfstudio.views import Views, ViewSet
 
 
@@ -33,8 +35,8 @@ class EfficientLVSMModelConfig(ModelConfig):
     loss_coefficients: Annotated[dict[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     eval_num_rays_per_chunk: Annotated[int, tyro.conf.Suppress] = 4096
     prompt: Annotated[Optional[str], tyro.conf.Suppress] = None
-    network: EfficientLVSMConfig = field(default_factory=EfficientLVSMConfig)
-    """Sizes of the network."""
+    network: NetworkConfig = field(default_factory=EfficientLVSMConfig)
+    """Which network, and its sizes."""
     canonical_frame: Literal["context", "context+target"] = "context"
     """Cameras that fix the canonical frame. 'context' also works where targets are not known, as in the viewer;
     'context+target' is the paper's evaluation protocol."""
@@ -57,20 +59,37 @@ class RenderOutputs(dict[str, Tensor]):
         raise KeyError(key)
 
 
-class EfficientLVSMModel(Model):
-    """Owns the context: ``set_context`` once, then any number of cameras.
+@dataclass(frozen=True)
+class Context:
+    """The views that a scene is rendered from, and the frame that stays while they come and go."""
 
-    The context is encoded when first needed and kept until it, the weights or the device change. It is no part of
-    the state dict.
+    views: Views
+    ids: tuple[int, ...]
+    frame: CanonicalFrame
+
+
+REMEMBERED_BYTES = 2**30
+"""Views that were dropped from the context stay in the memory until it is larger than this."""
+
+
+class EfficientLVSMModel(Model):
+    """Owns the context: ``set_context`` once, then any number of cameras, and ``edit_context`` in between.
+
+    The context is encoded when first needed, each view once, until the weights, the precision or the device change.
+    It is no part of the state dict. The viewer may interrupt a render at any line: what the model keeps changes in
+    single statements, each from one good state to another.
     """
 
     config: EfficientLVSMModelConfig
 
     def populate_modules(self) -> None:
         super().populate_modules()
-        self.network = EfficientLVSM(self.config.network)
-        self._context: Optional[tuple[Views, CanonicalFrame]] = None
-        self._memory: Optional[tuple[SceneMemory, tuple[int, torch.device]]] = None
+        self.network = self.config.network.build()
+        self._context: Optional[Context] = None
+        # What was encoded, dropped views included, and the part of it that is the context.
+        self._memory: Optional[tuple[SceneMemory, SceneMemory]] = None
+        self.render_for_viewer: Optional[Callable[[Cameras], RenderOutputs]] = None
+        """Takes the place of ``get_outputs_for_camera`` once a viewer is there."""
 
     def to(self, *args, **kwargs) -> EfficientLVSMModel:
         super().to(*args, **kwargs)
@@ -86,25 +105,85 @@ class EfficientLVSMModel(Model):
         """The canonical frame that the config asks for."""
         return canonical_frame(views, self.config.canonical_frame)
 
-    def set_context(self, views: ViewSet) -> None:
+    def set_context(self, views: ViewSet, ids: Optional[Sequence[int]] = None) -> None:
         """Sets the context from which ``get_outputs_for_camera`` renders: one scene's context views.
 
         The targets' cameras matter only where the canonical frame is to be estimated from them too.
-        """
-        self._context, self._memory = (views.context, self.frame_of(views)), None
 
+        Args:
+            ids: by which ``edit_context`` knows the views; 0, 1, ... if absent.
+        """
+        ids = check_ids(range(views.context.num_views) if ids is None else ids, views.context.num_views)
+        self._context, self._memory = Context(views.context, ids, self.frame_of(views)), None
+
+    def edit_context(self, add: Optional[Views] = None, ids: Sequence[int] = (), drop: Collection[int] = ()) -> None:
+        """Adds views to the context and drops others, at the cost of the views added; the canonical frame stays.
+
+        Args:
+            add: of the context's scene and image size.
+            ids: of the added views; an id stands for the same view for good.
+            drop: ids. Taken back later these views are encoded again only if they were forgotten.
+        """
+        context = self._require_context()
+        ids = check_ids(ids, 0 if add is None else add.num_views)
+        kept = [position for position, id in enumerate(context.ids) if id not in drop]
+        kept_ids = tuple(context.ids[position] for position in kept)
+        if not set(drop) <= set(context.ids) or set(ids) & set(kept_ids) or not (kept_ids or ids):
+            raise ValueError(
+                f"edit_context: cannot add {list(ids)} and drop {sorted(drop)}; the context is {list(context.ids)}, "
+                "and at least one view has to stay"
+            )
+        views = context.views.select(kept)
+        self._context = Context(views if add is None else _joined(views, add), (*kept_ids, *ids), context.frame)
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The ids of the context views, in order."""
+        return () if self._context is None else self._context.ids
+
+    def context_images(self) -> dict[int, Tensor]:
+        """The context views' images [height, width, 3] by id."""
+        return dict(zip(self.context_ids, self._require_context().views.rgb[0]))
+
+    def set_precision(self, precision: Literal["auto", "bf16", "fp32"]) -> None:
+        """Computes in another precision from now on; the context is then encoded again."""
+        self.network.autocast_dtype = autocast_dtype(precision, self.device)
+
+    @torch.no_grad()
     def memory(self) -> SceneMemory:
-        """The encoded context, up to date with the weights."""
+        """The encoded context, up to date with views, weights and precision; encodes what is missing."""
+        context = self._require_context()
+        dtype = self.network.autocast_dtype or next(self.network.parameters()).dtype
+        made_by = self.network.weights_token(), dtype, self.device
+        known, current = self._memory or (None, None)
+        if known is None or (known.weights, known.dtype, known.device) != made_by:
+            known = current = self._encode(context, context.ids)
+        elif current.ids != context.ids:
+            known = self._remember(known, context)
+            current = known.select(context.ids)
+        self._memory = known, current
+        return current
+
+    def _remember(self, known: SceneMemory, context: Context) -> SceneMemory:
+        """What is known, and the views of the context that are missing in it."""
+        missing = [id for id in context.ids if id not in known.ids]
+        if missing and known.num_bytes > REMEMBERED_BYTES:
+            kept = [id for id in context.ids if id in known.ids]
+            if not kept:
+                return self._encode(context, missing)
+            known = known.select(kept)
+        return self.network.append(known, self._views(context, missing), missing) if missing else known
+
+    def _encode(self, context: Context, ids: Sequence[int]) -> SceneMemory:
+        return self.network.encode(self._views(context, ids), context.frame.to(self.device), ids)
+
+    def _views(self, context: Context, ids: Sequence[int]) -> Views:
+        return context.views.select([context.ids.index(id) for id in ids]).to(self.device)
+
+    def _require_context(self) -> Context:
         if self._context is None:
             raise RuntimeError("the model has no context views: call set_context first")
-        state = (sum(parameter._version for parameter in self.network.parameters()), self.device)
-        if self._memory is None or self._memory[1] != state:
-            context, frame = self._context
-            with torch.no_grad():
-                encoded = self.network.encode(context.to(self.device), frame.to(self.device))
-            # In one statement: the viewer may interrupt a render at any line.
-            self._memory = (encoded, state)
-        return self._memory[0]
+        return self._context
 
     # Training
 
@@ -129,6 +208,8 @@ class EfficientLVSMModel(Model):
 
         The viewer's crop box has no meaning for a renderer without geometry and is ignored.
         """
+        if self.render_for_viewer is not None:
+            return self.render_for_viewer(camera)
         return self.render(self.memory(), camera)
 
     @torch.no_grad()
@@ -157,6 +238,11 @@ def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"
     if cameras == "context+target":
         poses.append(views.target.camera_to_world)
     return CanonicalFrame.estimate(torch.cat(poses, dim=1))
+
+
+def _joined(views: Views, more: Views) -> Views:
+    pairs = ((getattr(v, f) for v in (views, more)) for f in ("camera_to_world", "directions", "intrinsics", "rgb"))
+    return Views(*(torch.cat([mine, theirs.to(mine.device)], dim=1) for mine, theirs in pairs))
 
 
 def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:

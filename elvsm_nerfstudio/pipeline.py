@@ -16,6 +16,7 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.report import write_json
@@ -23,6 +24,7 @@ from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
+from elvsm_nerfstudio.viewer import FOLDER, ContextControls
 
 
 @dataclass
@@ -66,7 +68,10 @@ class EfficientLVSMPipeline(VanillaPipeline):
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
         # Without targets in the canonical frame there is no need to decode them all.
         max_targets = None if config.model.canonical_frame == "context+target" else 1
-        self.model.set_context(self.datamanager.shown_scene(max_targets).views)
+        pool = ContextPool.of_shown_scene(self.datamanager)
+        self.model.set_context(self.datamanager.shown_scene(max_targets).views, pool.context)
+        # Found there by the viewer; without one they do nothing.
+        self.add_module(FOLDER, ContextControls(self.model, pool).elements)
 
     @property
     def model(self) -> EfficientLVSMModel:

@@ -4,7 +4,21 @@ from elvsm_nerfstudio.unavailable import Unavailable
 
 try:
     from elvsm_nerfstudio.method_configs.efficient_lvsm import efficient_lvsm, efficient_lvsm_tiny
+    from elvsm_nerfstudio.method_configs.lvsm import (
+        lvsm_decoder_only,
+        lvsm_decoder_only_tiny,
+        lvsm_encoder_decoder,
+        lvsm_encoder_decoder_tiny,
+    )
 except Exception as error:  # whatever is broken, the other methods are not
     efficient_lvsm = efficient_lvsm_tiny = Unavailable(error)
+    lvsm_decoder_only = lvsm_decoder_only_tiny = lvsm_encoder_decoder = lvsm_encoder_decoder_tiny = Unavailable(error)
 
-__all__ = ["efficient_lvsm", "efficient_lvsm_tiny"]
+__all__ = [
+    "efficient_lvsm",
+    "efficient_lvsm_tiny",
+    "lvsm_decoder_only",
+    "lvsm_decoder_only_tiny",
+    "lvsm_encoder_decoder",
+    "lvsm_encoder_decoder_tiny",
+]

@@ -1,8 +1,9 @@
-"""Compares our network with tensors recorded from the official implementation, number by number.
+"""Compares our networks with tensors recorded from the official implementations, number by number.
 
-    python scripts/check_parity.py FIXTURE.npz
+    python scripts/check_parity.py FIXTURE.npz ...
 
-Prints the largest difference of every quantity and exits with 1 where one exceeds its tolerance.
+Which network a fixture is of is told from the names of its weights. Prints the largest difference of every quantity
+and exits with 1 where one exceeds its tolerance.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import torch
 import tyro
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pinhole_directions, pluecker_rays
-from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from elvsm_nerfstudio.nn.published_weights import from_published, load_published
+from elvsm_nerfstudio.nn.published_weights import from_published, load_published, published_config
 from elvsm_nerfstudio.views import Views
 
 RENDER_TOLERANCE = 1e-5
@@ -41,17 +41,22 @@ def compare(fixture: Path) -> list[Difference]:
     """Every quantity that a fixture records, against ours.
 
     Raises:
-        ValueError: for a fixture of another architecture, or none at all.
+        ValueError: for a fixture of an architecture that we do not have, or none at all.
     """
     recorded = {name: torch.from_numpy(value) for name, value in np.load(fixture).items()}
-    if "meta" not in recorded or "state/self_cross_blocks.0.cross_attn.to_q.weight" not in recorded:
-        raise ValueError(
-            f"{fixture} is not a recording of Efficient-LVSM: it has no meta or no cross-attention weights"
-        )
-    height, width, num_context, _, channels, head_dim, layers, patch = recorded["meta"].tolist()
-    state = {name[len("state/") :]: x for name, x in recorded.items() if name.startswith("state/")}
-    mlp_ratio = state["input_self_attn_blocks.0.mlp.mlp.0.weight"].shape[0] // channels
-    network = EfficientLVSM(EfficientLVSMConfig(channels, layers, head_dim, patch, mlp_ratio))
+    missing = {"meta", "image", "c2w", "c2w_normalized", "fxfycxcy", "render"} - set(recorded)
+    if missing:
+        raise ValueError(f"{fixture} is not a recording of a network: it has no {', '.join(sorted(missing))}")
+    height, width, num_context, _, *sizes = recorded["meta"].tolist()
+    state = _part(recorded, "state/")
+    try:
+        config = published_config(state)
+    except ValueError as error:
+        raise ValueError(f"{fixture}: {error}") from None
+    found = [config.width, config.head_dim, config.num_layers, config.patch_size]
+    if found != sizes:
+        raise ValueError(f"{fixture}: its weights are of sizes {found}, its meta says {sizes}")
+    network = config.build()
     load_published(network, state)
 
     views = Views(
@@ -69,48 +74,60 @@ def compare(fixture: Path) -> list[Difference]:
     frame = CanonicalFrame.estimate(views.camera_to_world)
     canonical = frame.apply(views.camera_to_world)
     check("c2w_normalized", canonical[0], recorded["c2w_normalized"])
-    origins = recorded["ray_o"].permute(0, 2, 3, 1)
-    directions = recorded["ray_d"].permute(0, 2, 3, 1)
-    rays = pluecker_rays(canonical, views.directions)[0]
-    check("ray moment", rays[..., :3], torch.linalg.cross(origins, directions))
-    check("ray direction", rays[..., 3:], directions)
+    if "ray_o" in recorded:
+        origins, directions = (recorded[name].permute(0, 2, 3, 1) for name in ("ray_o", "ray_d"))
+        rays = pluecker_rays(canonical, views.directions)[0]
+        check("ray moment", rays[..., :3], torch.linalg.cross(origins, directions))
+        check("ray direction", rays[..., 3:], directions)
 
     render = network(context, target, frame)[0]
     check("render", render.detach(), recorded["render"].permute(0, 2, 3, 1))
-    mse = (render - target.rgb[0]).square().mean()
-    check("mse", mse.detach(), recorded["mse"])
-
-    mse.backward()
-    ours = dict(network.named_parameters())
-    theirs, _ = from_published({n[len("grad/") :]: x for n, x in recorded.items() if n.startswith("grad/")})
-    for name, gradient in theirs.items():
-        largest = gradient.abs().max()
-        check(f"gradient {name}", ours[name].grad / largest, gradient / largest, GRADIENT_TOLERANCE)
+    if "mse" in recorded:
+        mse = (render - target.rgb[0]).square().mean()
+        check("mse", mse.detach(), recorded["mse"])
+        mse.backward()
+        ours = dict(network.named_parameters())
+        theirs, _ = from_published(_part(recorded, "grad/"))
+        for name, gradient in theirs.items():
+            largest = gradient.abs().max()
+            check(f"gradient {name}", ours[name].grad / largest, gradient / largest, GRADIENT_TOLERANCE)
 
     with torch.no_grad():
         memory = None
         for count in range(1, num_context + 1):
-            view = network.encode(context.select([count - 1]), frame)
-            memory = view if memory is None else memory.append(view)
-            incremental = recorded[f"render_incremental_{count}"].permute(0, 2, 3, 1)
-            check(f"render_incremental_{count}", network.decode(memory, target)[0], incremental)
+            view = context.select([count - 1])
+            memory = network.encode(view, frame) if memory is None else network.append(memory, view)
+            name = f"render_incremental_{count}"
+            if name in recorded:
+                check(name, network.decode(memory, target)[0], recorded[name].permute(0, 2, 3, 1))
+        check("render, view after view", network.decode(memory, target)[0], recorded["render"].permute(0, 2, 3, 1))
     return differences
 
 
-def main(fixture: tyro.conf.Positional[Path]) -> None:
-    """Compares our network with a fixture recorded from the official implementation.
+def _part(recorded: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name[len(prefix) :]: x for name, x in recorded.items() if name.startswith(prefix)}
+
+
+def main(fixtures: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Compares our networks with fixtures recorded from the official implementations.
 
     Args:
-        fixture: the .npz file; sizes are read from it.
+        fixtures: .npz files; network and sizes are read from them.
     """
-    try:
-        differences = compare(fixture)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    for difference in differences:
-        mark = "ok  " if difference.ok else "FAIL"
-        print(f"{mark} {difference.value:9.2e} (tolerance {difference.tolerance:.0e})  {difference.name}")
-    if not all(difference.ok for difference in differences):
+    if not fixtures:
+        sys.exit("error: no fixture given")
+    ok = True
+    for fixture in fixtures:
+        try:
+            differences = compare(fixture)
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        print(fixture)
+        for difference in differences:
+            mark = "ok  " if difference.ok else "FAIL"
+            print(f"  {mark} {difference.value:9.2e} (tolerance {difference.tolerance:.0e})  {difference.name}")
+        ok = ok and all(difference.ok for difference in differences)
+    if not ok:
         sys.exit(1)
 
 

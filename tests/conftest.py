@@ -193,15 +193,22 @@ def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.Complete
     return result
 
 
-def tiny_pipeline(data: Path, test_mode: str = "test", protocol: str | None = None, **datamanager):
-    """The pipeline of ``efficient-lvsm-tiny`` over some data, small enough for a test, in fp32."""
+def tiny_pipeline(
+    data: Path,
+    test_mode: str = "test",
+    protocol: str | None = None,
+    method: str = "efficient_lvsm_tiny",
+    **datamanager,
+):
+    """A method's pipeline over some data, small enough for a test, in fp32."""
     from copy import deepcopy
+    from dataclasses import replace
 
-    from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
-    from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+    from elvsm_nerfstudio import method_configs
 
-    config = deepcopy(efficient_lvsm_tiny.config.pipeline)
-    config.model.network = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
+    config = deepcopy(getattr(method_configs, method).config.pipeline)
+    sizes = dict(width=32, num_layers=2, head_dim=16, mlp_ratio=4, init_std=0.02)
+    config.model.network = replace(config.model.network, **sizes)
     config.model.precision = "fp32"
     config.protocol = protocol
     options = dict(data=data, image_size=(16, 16), num_context_views=2, num_target_views=2, num_workers=0)

@@ -31,13 +31,13 @@ def network():
 
 
 def addresses(memory: SceneMemory) -> list[int]:
-    return [x.data_ptr() for layer in range(memory.num_layers) for x in memory.keys_values(layer)]
+    return [x.data_ptr() for layer in range(memory.num_layers) for x in memory.read(layer)]
 
 
 def side_by_side(memories: list[SceneMemory]) -> SceneMemory:
     """What a memory has to equal: views encoded one by one, put together without any of its operations."""
     layers = [
-        tuple(torch.cat(parts, dim=2) for parts in zip(*(memory.keys_values(layer) for memory in memories)))
+        tuple(torch.cat(parts, dim=2) for parts in zip(*(memory.read(layer) for memory in memories)))
         for layer in range(SMALL.num_layers)
     ]
     tokens = [memory.num_tokens for memory in memories]
@@ -261,7 +261,7 @@ def test_selections_share_storage_and_runs_are_read_in_place(network):
     compact = scattered.compact()
     assert compact.runs == [(0, 20)] and compact.store.capacity == 20 and compact.ids == scattered.ids
     for layer in range(SMALL.num_layers):
-        for gathered, copied in zip(scattered.keys_values(layer), compact.keys_values(layer)):
+        for gathered, copied in zip(scattered.read(layer), compact.read(layer)):
             assert torch.equal(gathered, copied)
 
 
@@ -308,9 +308,9 @@ def test_moving_casts_keys_and_values_but_not_cameras(network):
     assert half.camera_to_world.dtype == half.frame.axes.dtype == torch.float32
     assert memory.to("cpu", torch.float32) is memory
     meta = memory.to("meta")
-    assert {
-        x.device.type for x in (meta.keys_values(0)[0], meta.camera_to_world, meta.intrinsics, meta.frame.scale)
-    } == {"meta"}
+    assert {x.device.type for x in (meta.read(0)[0], meta.camera_to_world, meta.intrinsics, meta.frame.scale)} == {
+        "meta"
+    }
     network.autocast_dtype = torch.bfloat16
     assert network.encode(make_views(1, 1, 16, 16)).num_bytes == VIEW_BYTES / 2
 
@@ -389,7 +389,7 @@ def test_a_memory_is_refused_once_the_weights_have_changed(network, change):
 def test_no_views_are_an_error_before_any_computation(network, monkeypatch):
     views = make_views(1, 3, 16, 16)
     memory = network.encode(views)
-    monkeypatch.setattr(type(network), "_keys_values", None)
+    monkeypatch.setattr(type(network), "_remember", None)
     for call in (network.encode, lambda empty: network.append(memory, empty)):
         with pytest.raises(ValueError, match="at least one view; found 0 views"):
             call(views.select([]))
@@ -404,7 +404,7 @@ def test_more_views_than_memory_allows_are_refused_before_any_computation(networ
     network.encode(views)
     limit_memory(monkeypatch, 5 * VIEW_BYTES - 1)
     network.append(grown, views.select([1]))  # room that is there already costs nothing
-    monkeypatch.setattr(type(network), "_keys_values", None)
+    monkeypatch.setattr(type(network), "_remember", None)
     needed = rf"\({5 * VIEW_BYTES} bytes\) needed on cpu, .*\({5 * VIEW_BYTES - 1} bytes\) available"
     with pytest.raises(NotEnoughMemoryError, match=needed):
         network.encode(views)

@@ -75,36 +75,9 @@ def test_depth_is_there_for_the_viewer_only(pipeline):
         outputs["normals"]
 
 
-@pytest.mark.parametrize("composite_depth", [True, False])
-def test_viewer_renders_in_every_state_at_odd_sizes(pipeline, tmp_path, composite_depth):
-    from nerfstudio.configs.base_config import ViewerConfig
-    from nerfstudio.viewer.render_state_machine import RenderStateMachine
-    from nerfstudio.viewer.utils import CameraState
-    from nerfstudio.viewer.viewer import Viewer
-
-    config = ViewerConfig(default_composite_depth=composite_depth, websocket_port_default=7107)
-    viewer = Viewer(config, tmp_path / "viewer.log", pipeline.datamanager.get_datapath(), pipeline)
-    try:
-        viewer.init_scene(pipeline.datamanager.train_dataset, "completed", pipeline.datamanager.eval_dataset)
-        viewer.control_panel._max_res.value = 100
-        machine = RenderStateMachine(viewer, 1.0, client=None)
-        pose = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
-        sizes = set()
-        for state in ("low_move", "low_static", "high"):
-            machine.state = state
-            camera = CameraState(fov=0.9, aspect=1.37, c2w=pose, camera_type=CameraType.PERSPECTIVE)
-            outputs = machine._render_img(camera)
-            sizes.add(outputs["rgb"].shape)
-            assert outputs["rgb"].isfinite().all() and outputs["rgb"].std() > 1e-3
-            assert ("gl_z_buf_depth" in outputs) == composite_depth
-        assert (72, 100, 3) in sizes
-    finally:
-        viewer.viser_server.stop()
-
-
 def test_inference_uses_the_resolution_and_context_of_test(collection):
     test, inference = tiny_pipeline(collection, "test"), tiny_pipeline(collection, "inference")
-    assert torch.equal(test.model._context[0].rgb, inference.model._context[0].rgb)
+    assert torch.equal(test.model._context.views.rgb, inference.model._context.views.rgb)
     camera = camera_of(test, 16, 16)
     assert torch.equal(
         test.model.get_outputs_for_camera(camera)["rgb"], inference.model.get_outputs_for_camera(camera)["rgb"]
@@ -216,7 +189,7 @@ def test_training_batches_resume_where_they_stopped(collection):
 
 def test_real_photos_keep_their_distorted_rays():
     pipeline = tiny_pipeline(need_shared("data/fox"), num_context_views=3)
-    context = pipeline.model._context[0]
+    context = pipeline.model._context.views
     dataset = pipeline.datamanager.train_dataset
     expected = views_from_cameras(dataset.cameras, patch_size=1).directions
     assert torch.allclose(context.directions, expected, atol=1e-6)

@@ -33,7 +33,9 @@ ALLOWED = {
     "evaluation": {"views", "geometry", "data"},
     "model": {"views", "geometry", "nn", "cameras", "training", "evaluation"},
     "evaluator": {"views", "nn", "evaluation", "data", "model"},
-    "pipeline": {"views", "geometry", "nn", "cameras", "training", "evaluation", "data", "model", "evaluator"},
+    "frustums": {"data"},
+    "viewer": {"views", "nn", "cameras", "data", "model", "frustums"},
+    "pipeline": {"views", "geometry", "nn", "training", "evaluation", "data", "model", "evaluator", "viewer"},
     "method_configs": {"nn", "training", "data", "model", "pipeline", "unavailable"},
 }
 TORCH_ONLY = ("views", "geometry", "nn")
@@ -47,7 +49,8 @@ def test_entry_points_are_the_methods_names():
     from nerfstudio.plugins.types import MethodSpecification
 
     ours = [point for point in entry_points(group="nerfstudio.method_configs") if "elvsm" in point.value]
-    assert sorted(point.name for point in ours) == ["efficient-lvsm", "efficient-lvsm-tiny"]
+    lvsm = [f"lvsm-{kind}{size}" for kind in ("decoder-only", "encoder-decoder") for size in ("", "-tiny")]
+    assert sorted(point.name for point in ours) == ["efficient-lvsm", "efficient-lvsm-tiny", *lvsm]
     for point in ours:
         spec = point.load()
         assert isinstance(spec, MethodSpecification) and spec.config.method_name == point.name
@@ -63,25 +66,32 @@ def test_dataparsers_are_registered_for_every_method():
 def test_sizes_of_the_methods():
     import torch
 
-    from elvsm_nerfstudio.method_configs import efficient_lvsm, efficient_lvsm_tiny
-    from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
+    from elvsm_nerfstudio import method_configs
 
-    counts = []
-    for spec in (efficient_lvsm, efficient_lvsm_tiny):
+    counts = {}
+    for name in method_configs.__all__:
+        pipeline = getattr(method_configs, name).config.pipeline
         with torch.device("meta"):
-            counts.append(sum(p.numel() for p in EfficientLVSM(spec.config.pipeline.model.network).parameters()))
-    assert counts == [199_070_208, 7_636_480]
-    assert efficient_lvsm.config.pipeline.datamanager.image_size == (256, 256)
-    assert efficient_lvsm_tiny.config.pipeline.datamanager.image_size == (64, 64)
+            counts[name] = sum(p.numel() for p in pipeline.model.network.build().parameters())
+        assert pipeline.datamanager.image_size == ((64, 64) if name.endswith("tiny") else (256, 256))
+    assert counts == {
+        "efficient_lvsm": 199_070_208,
+        "efficient_lvsm_tiny": 7_636_480,
+        "lvsm_decoder_only": 170_795_520,
+        "lvsm_decoder_only_tiny": 7_640_576,
+        "lvsm_encoder_decoder": 173_154_816,
+        "lvsm_encoder_decoder_tiny": 7_689_728,
+    }
 
 
 def test_configs_survive_yaml():
     import yaml
 
-    from elvsm_nerfstudio.method_configs import efficient_lvsm, efficient_lvsm_tiny
+    from elvsm_nerfstudio import method_configs
 
-    for spec in (efficient_lvsm, efficient_lvsm_tiny):
-        assert yaml.load(yaml.dump(spec.config), Loader=yaml.Loader) == spec.config
+    for name in method_configs.__all__:
+        config = getattr(method_configs, name).config
+        assert yaml.load(yaml.dump(config), Loader=yaml.Loader) == config
 
 
 def test_importing_the_methods_is_light():
@@ -107,7 +117,7 @@ def test_a_broken_installation_does_not_stop_other_methods():
         "print(sorted(m for m in (*methods, *all_dataparsers) if 'lvsm' in m or 'posed-json' in m))"
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 4
+    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 8
     assert result.stdout.strip().endswith("[]")
 
 

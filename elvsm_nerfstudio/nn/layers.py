@@ -1,9 +1,13 @@
 """Building blocks: patch tokenizer and its inverse, QK-normalised attention, MLP.
 
-Every linear layer is without bias and every LayerNorm without learned parameters, as in the official model.
+Every linear layer is without bias. LayerNorms are without learned parameters in Efficient-LVSM and have a learned gain,
+but no bias, in LVSM, as in the official models.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Optional
 
 from einops import rearrange
 from jaxtyping import Float
@@ -12,10 +16,24 @@ from torch.nn import functional as F
 
 EPS = 1e-5
 
+Observer = Callable[[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head source head_dim"]], None]
+"""Shown the queries and keys of a cross-attention."""
+
 
 def layer_norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     """LayerNorm over channels without gain and bias."""
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over channels without bias.
+
+    Args:
+        gain: whether there is a learned one.
+    """
+
+    def __init__(self, width: int, gain: bool):
+        super().__init__(width, eps=EPS, elementwise_affine=gain, bias=False)
 
 
 class PatchTokenizer(nn.Linear):
@@ -36,15 +54,16 @@ class PatchTokenizer(nn.Linear):
 class PatchHead(nn.Linear):
     """The inverse of the tokenizer: LayerNorm, projection, sigmoid, patches back to an image."""
 
-    def __init__(self, width: int, patch_size: int, channels: int = 3):
+    def __init__(self, width: int, patch_size: int, channels: int = 3, norm_gain: bool = False):
         super().__init__(width, channels * patch_size**2, bias=False)
         self.patch_size = patch_size
+        self.norm = LayerNorm(width, norm_gain)
 
     def forward(
         self, tokens: Float[Tensor, "*batch token d"], height: int, width: int
     ) -> Float[Tensor, "*batch height width c"]:
         p = self.patch_size
-        values = super().forward(layer_norm(tokens)).float().sigmoid()
+        values = super().forward(self.norm(tokens)).float().sigmoid()
         return rearrange(values, "... (h w) (p q c) -> ... (h p) (w q) c", h=height // p, w=width // p, p=p, q=p)
 
 
@@ -96,8 +115,11 @@ class CrossAttention(nn.Module):
         x: Float[Tensor, "batch token d"],
         keys: Float[Tensor, "batch head source head_dim"],
         values: Float[Tensor, "batch head source head_dim"],
+        observe: Optional[Observer] = None,
     ) -> Float[Tensor, "batch token d"]:
         q = self.q_norm(rearrange(self.to_q(x), "b n (h d) -> b h n d", d=self.head_dim))
+        if observe is not None:
+            observe(q, keys)
         out = F.scaled_dot_product_attention(q, keys, values)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
@@ -110,16 +132,20 @@ def mlp(width: int, ratio: int) -> nn.Sequential:
 
 
 class ContextBlock(nn.Module):
-    """Intra-view attention and MLP, pre-norm: one layer of the input encoder. The batch is views."""
+    """Self-attention and MLP, pre-norm: one layer of Efficient-LVSM's encoder, where each view is a sequence of its
+    own, and of LVSM, where several views are one sequence.
+    """
 
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int):
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, norm_gain: bool = False):
         super().__init__()
+        self.norm1 = LayerNorm(width, norm_gain)
         self.attention = SelfAttention(width, head_dim)
+        self.norm2 = LayerNorm(width, norm_gain)
         self.mlp = mlp(width, mlp_ratio)
 
-    def forward(self, x: Float[Tensor, "view token d"]) -> Float[Tensor, "view token d"]:
-        x = x + self.attention(layer_norm(x))
-        return x + self.mlp(layer_norm(x))
+    def forward(self, x: Float[Tensor, "sequence token d"]) -> Float[Tensor, "sequence token d"]:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 class TargetBlock(nn.Module):
@@ -136,9 +162,10 @@ class TargetBlock(nn.Module):
         x: Float[Tensor, "scene view token d"],
         keys: Float[Tensor, "scene head source head_dim"],
         values: Float[Tensor, "scene head source head_dim"],
+        observe: Optional[Observer] = None,
     ) -> Float[Tensor, "scene view token d"]:
         scenes, views = x.shape[:2]
         x = x + self.self_attention(layer_norm(x).flatten(0, 1)).unflatten(0, (scenes, views))
         # Target views do not see each other, so all of a scene's queries share one call over its keys.
-        x = x + self.cross_attention(layer_norm(x).flatten(1, 2), keys, values).unflatten(1, (views, -1))
+        x = x + self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe).unflatten(1, (views, -1))
         return x + self.mlp(layer_norm(x))

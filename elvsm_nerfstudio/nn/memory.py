@@ -1,9 +1,9 @@
-"""A scene as the network remembers it: keys and values of every context view in every layer."""
+"""A scene as a network remembers it: what it keeps of every context view in every layer."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.device_memory import NotEnoughMemoryError
-from elvsm_nerfstudio.nn.key_values import KeysValues, KeyValueStore
 from elvsm_nerfstudio.nn.nearest import nearest_views
+from elvsm_nerfstudio.nn.token_store import Tokens, TokenStore
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,12 @@ class StoredView:
 
 @dataclass(frozen=True, eq=False)
 class SceneMemory:
-    """Cross-attention keys (normalised) and values of context views, and the frame they are encoded in.
+    """What a network keeps of context views, and the frame they are encoded in.
 
-    Context views never see each other, so a memory of N views is the N memories side by side: views are appended,
-    dropped and selected exactly, in any order, at the cost of those views alone. The frame stays as it was when the
-    first views were encoded.
+    Efficient-LVSM keeps cross-attention keys (normalised) and values, LVSM tokens. What is kept of a view depends on
+    that view alone, so a memory of N views is the N memories side by side: views are appended, dropped and selected
+    exactly, in any order, at the cost of those views alone. The frame stays as it was when the first views were
+    encoded. What a network makes of all views together (``derived``) it makes again when they have changed.
 
     A memory never changes; each operation returns another one. They share their storage, which has room to grow:
     appending N views one by one copies O(N) tokens, dropping and selecting copies none. Views that lie in one piece
@@ -42,7 +43,7 @@ class SceneMemory:
     The network makes memories (``encode``, ``append``, ``rebase``); nothing in here knows it.
     """
 
-    store: KeyValueStore
+    store: TokenStore
     views: tuple[StoredView, ...]
     camera_to_world: Float[Tensor, "scene view 4 4"]
     """OpenCV camera-to-world of the views in the world, fp32."""
@@ -53,10 +54,12 @@ class SceneMemory:
     """Token of the weights that made the memory: memories with another one are not appended, and not decoded."""
     next_id: int
     """The first id that no view has had yet."""
+    derived: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """What the network made of all views together, kept for the next decode. No operation hands it on."""
 
     @staticmethod
     def of(
-        store: KeyValueStore,
+        store: TokenStore,
         ids: Sequence[int],
         tokens_per_view: Sequence[int],
         camera_to_world: Float[Tensor, "scene view 4 4"],
@@ -96,11 +99,11 @@ class SceneMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the keys and values of this memory's views, all layers and scenes.
+        """Size of what is kept of this memory's views, all layers and scenes, and of what was derived from it.
 
         Not counted: what else lies in the store (room to grow, views that only other memories have), and cameras.
         """
-        return self.num_tokens * self.store.token_bytes
+        return self.num_tokens * self.store.token_bytes + sum(x.nbytes for x in self.derived.values())
 
     @property
     def num_layers(self) -> int:
@@ -114,8 +117,8 @@ class SceneMemory:
     def dtype(self) -> torch.dtype:
         return self.store.dtype
 
-    def keys_values(self, layer: int) -> KeysValues:
-        """Keys and values of all views for a layer, as they lie in the store: attention has no use for the order."""
+    def read(self, layer: int) -> Tokens:
+        """What is kept of all views for a layer, as it lies in the store: attention has no use for the order."""
         return self.store.read(layer, self.runs)
 
     @cached_property
@@ -166,8 +169,10 @@ class SceneMemory:
         )
 
     def select(self, ids: Sequence[int]) -> SceneMemory:
-        """The memory of some of the views, in this order, on the same storage."""
+        """The memory of some of the views, in this order, on the same storage; of all as they are, itself."""
         ids = check_ids(ids, len(ids))
+        if ids == self.ids:
+            return self
         position = {view.id: index for index, view in enumerate(self.views)}
         if not ids or not set(ids) <= set(position):
             raise ValueError(f"SceneMemory.select: found views {list(ids)}; expected at least one of {list(self.ids)}")
@@ -238,7 +243,7 @@ class SceneMemory:
         return replace(self, store=self.store.copy(self.runs), views=self.packed(0))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SceneMemory:
-        """Keys and values moved and cast; cameras and frame are moved but stay in fp32."""
+        """What is kept of the views moved and cast; cameras and frame are moved but stay in fp32."""
         device = self.device if device is None else torch.empty(0, device=device).device  # "cuda" is "cuda:0"
         dtype = dtype or self.dtype
         if (device, dtype) == (self.device, self.dtype):

@@ -11,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
-from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
-from elvsm_nerfstudio.nn.key_values import KeyValueStore
 from elvsm_nerfstudio.nn.memory import SceneMemory, StoredView
+from elvsm_nerfstudio.nn.network import SceneNetwork
 
 FORMAT = "elvsm_nerfstudio.SceneMemory 1"
 _FRAME = ("axes", "centre", "scale")
@@ -23,7 +22,7 @@ class MemoryFileError(ValueError):
     """A file that is no memory, is damaged, or was made by another network. The message names the file."""
 
 
-def save_memory(path: Path, memory: SceneMemory, network: EfficientLVSM) -> None:
+def save_memory(path: Path, memory: SceneMemory, network: SceneNetwork) -> None:
     """Writes a memory, its views alone: whole or not at all, never half a file.
 
     Args:
@@ -38,8 +37,8 @@ def save_memory(path: Path, memory: SceneMemory, network: EfficientLVSM) -> None
     tensors = {"camera_to_world": memory.camera_to_world, "intrinsics": memory.intrinsics}
     tensors |= {f"frame.{name}": getattr(memory.frame, name) for name in _FRAME}
     for layer in range(memory.num_layers):
-        keys, values = memory.keys_values(layer)
-        tensors |= {f"keys.{layer}": keys.transpose(1, 2), f"values.{layer}": values.transpose(1, 2)}
+        tokens = zip(memory.store.PARTS, memory.read(layer))
+        tensors |= {f"{part}.{layer}": tensor.transpose(1, 2) for part, tensor in tokens}
     metadata = {
         "format": FORMAT,
         "network": network.architecture,
@@ -59,7 +58,7 @@ def save_memory(path: Path, memory: SceneMemory, network: EfficientLVSM) -> None
         temporary.unlink(missing_ok=True)
 
 
-def load_memory(path: Path, network: EfficientLVSM, device: torch.device | str = "cpu") -> SceneMemory:
+def load_memory(path: Path, network: SceneNetwork, device: torch.device | str = "cpu") -> SceneMemory:
     """Reads a memory onto a device, in the precision in which it was written.
 
     Raises:
@@ -74,7 +73,7 @@ def load_memory(path: Path, network: EfficientLVSM, device: torch.device | str =
         raise MemoryFileError(f"{path} is not a scene memory, or is damaged: {error}") from error
 
 
-def _check_origin(path: Path, metadata: dict[str, str], network: EfficientLVSM) -> None:
+def _check_origin(path: Path, metadata: dict[str, str], network: SceneNetwork) -> None:
     if metadata.get("format") != FORMAT:
         raise MemoryFileError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
     if metadata["network"] != network.architecture:
@@ -89,13 +88,13 @@ def _check_origin(path: Path, metadata: dict[str, str], network: EfficientLVSM) 
         )
 
 
-def _read(file, network: EfficientLVSM, device: torch.device) -> SceneMemory:
-    first = file.get_tensor("keys.0")
-    store = KeyValueStore.allocate(network.config.num_layers, tuple(first.shape), first.dtype, device)
+def _read(file, network: SceneNetwork, device: torch.device) -> SceneMemory:
+    parts, (num_layers, *_) = network.store_type.PARTS, network.memory_layout
+    first = file.get_tensor(f"{parts[0]}.0")
+    store = network.store_type.allocate(num_layers, tuple(first.shape), first.dtype, device)
     start = store.take(store.capacity)
     for layer in range(store.num_layers):
-        keys, values = (file.get_tensor(f"{name}.{layer}").transpose(1, 2) for name in ("keys", "values"))
-        store.write(start, layer, (keys, values))
+        store.write(start, layer, tuple(file.get_tensor(f"{part}.{layer}").transpose(1, 2) for part in parts))
     metadata = file.metadata()
     # Copies: what safetensors returns is mapped from the file, which may be gone before the memory is.
     cameras = (file.get_tensor(name).to(device, copy=True) for name in ("camera_to_world", "intrinsics"))

@@ -1,52 +1,163 @@
-"""The authors' checkpoint layout and ours, both ways, without tolerance.
+"""The authors' checkpoint layouts and ours, both ways, without tolerance.
 
 A published checkpoint holds the state dict under the key ``model``. Names may carry ``_orig_mod.`` (torch.compile)
-or ``module.`` (DDP), and entries that only training uses may be there too.
+or ``module.`` (DDP), and entries that only training uses may be there too. Which network it is of is told from the
+names, its sizes from the shapes.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-# Official name, our name; {} stands for a layer's number.
-_RENAMES = {
-    "rgbp_tokenizer.1.weight": "context_tokenizer.weight",
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from elvsm_nerfstudio.nn.network import NetworkConfig
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one network's tensors are called by the authors and by us; {} stands for a layer's number."""
+
+    config: type[NetworkConfig]
+    to_ours: dict[str, str]
+
+    @property
+    def to_published(self) -> dict[str, str]:
+        return {ours: published for published, ours in self.to_ours.items()}
+
+
+def _norm_gains(published: str, ours: str) -> dict[str, str]:
+    return {f"{published}.{norm}.weight": f"{ours}.{norm}.weight" for norm in ("q_norm", "k_norm")}
+
+
+def _self_attention(published: str, ours: str) -> dict[str, str]:
+    return {
+        f"{published}.to_qkv.weight": f"{ours}.to_qkv.weight",
+        f"{published}.fc.weight": f"{ours}.to_out.weight",
+        **_norm_gains(published, ours),
+    }
+
+
+def _mlp(published: str, ours: str) -> dict[str, str]:
+    return {f"{published}.mlp.mlp.{linear}.weight": f"{ours}.mlp.{linear}.weight" for linear in (0, 2)}
+
+
+def _lvsm_blocks(published: str, ours: str) -> dict[str, str]:
+    return {
+        f"{published}.norm1.weight": f"{ours}.norm1.weight",
+        **_self_attention(f"{published}.attn", f"{ours}.attention"),
+        f"{published}.norm2.weight": f"{ours}.norm2.weight",
+        **_mlp(published, ours),
+    }
+
+
+_ENDS = {
     "target_pose_tokenizer.1.weight": "target_tokenizer.weight",
     "image_token_decoder.1.weight": "head.weight",
-    "input_self_attn_blocks.{}.attn.to_qkv.weight": "context_blocks.{}.attention.to_qkv.weight",
-    "input_self_attn_blocks.{}.attn.fc.weight": "context_blocks.{}.attention.to_out.weight",
-    "input_self_attn_blocks.{}.attn.q_norm.weight": "context_blocks.{}.attention.q_norm.weight",
-    "input_self_attn_blocks.{}.attn.k_norm.weight": "context_blocks.{}.attention.k_norm.weight",
-    "input_self_attn_blocks.{}.mlp.mlp.0.weight": "context_blocks.{}.mlp.0.weight",
-    "input_self_attn_blocks.{}.mlp.mlp.2.weight": "context_blocks.{}.mlp.2.weight",
-    "self_cross_blocks.{}.self_attn.to_qkv.weight": "target_blocks.{}.self_attention.to_qkv.weight",
-    "self_cross_blocks.{}.self_attn.fc.weight": "target_blocks.{}.self_attention.to_out.weight",
-    "self_cross_blocks.{}.self_attn.q_norm.weight": "target_blocks.{}.self_attention.q_norm.weight",
-    "self_cross_blocks.{}.self_attn.k_norm.weight": "target_blocks.{}.self_attention.k_norm.weight",
-    "self_cross_blocks.{}.cross_attn.to_q.weight": "target_blocks.{}.cross_attention.to_q.weight",
-    "self_cross_blocks.{}.cross_attn.to_kv.weight": "target_blocks.{}.cross_attention.to_kv.weight",
-    "self_cross_blocks.{}.cross_attn.fc.weight": "target_blocks.{}.cross_attention.to_out.weight",
-    "self_cross_blocks.{}.cross_attn.q_norm.weight": "target_blocks.{}.cross_attention.q_norm.weight",
-    "self_cross_blocks.{}.cross_attn.k_norm.weight": "target_blocks.{}.cross_attention.k_norm.weight",
-    "self_cross_blocks.{}.mlp.mlp.0.weight": "target_blocks.{}.mlp.0.weight",
-    "self_cross_blocks.{}.mlp.mlp.2.weight": "target_blocks.{}.mlp.2.weight",
 }
-_TO_OURS = dict(_RENAMES)
-_TO_PUBLISHED = {ours: published for published, ours in _RENAMES.items()}
+_LVSM_ENDS = {
+    "image_tokenizer.1.weight": "context_tokenizer.weight",
+    "image_token_decoder.0.weight": "head.norm.weight",
+    **_ENDS,
+}
+_CROSS = ("self_cross_blocks.{}.cross_attn", "target_blocks.{}.cross_attention")
+
+LAYOUTS = (
+    Layout(
+        EfficientLVSMConfig,
+        {
+            "rgbp_tokenizer.1.weight": "context_tokenizer.weight",
+            **_ENDS,
+            **_self_attention("input_self_attn_blocks.{}.attn", "context_blocks.{}.attention"),
+            **_mlp("input_self_attn_blocks.{}", "context_blocks.{}"),
+            **_self_attention("self_cross_blocks.{}.self_attn", "target_blocks.{}.self_attention"),
+            f"{_CROSS[0]}.to_q.weight": f"{_CROSS[1]}.to_q.weight",
+            f"{_CROSS[0]}.to_kv.weight": f"{_CROSS[1]}.to_kv.weight",
+            f"{_CROSS[0]}.fc.weight": f"{_CROSS[1]}.to_out.weight",
+            **_norm_gains(*_CROSS),
+            **_mlp("self_cross_blocks.{}", "target_blocks.{}"),
+        },
+    ),
+    Layout(
+        LVSMDecoderOnlyConfig,
+        {
+            **_LVSM_ENDS,
+            "transformer_input_layernorm.weight": "input_norm.weight",
+            **_lvsm_blocks("transformer_blocks.{}", "decoder_blocks.{}"),
+        },
+    ),
+    Layout(
+        LVSMEncoderDecoderConfig,
+        {
+            **_LVSM_ENDS,
+            "n_light_field_latent": "latents",
+            "transformer_input_layernorm_decoder.weight": "input_norm.weight",
+            **_lvsm_blocks("transformer_encoder.{}", "encoder_blocks.{}"),
+            **_lvsm_blocks("transformer_decoder.{}", "decoder_blocks.{}"),
+        },
+    ),
+)
 _TRAINING_ONLY = ("loss_computer.", "repa_encoder.", "repa_projector.")
 
 
 def _rename(name: str, table: Mapping[str, str]) -> str | None:
-    layer = re.search(r"\.(\d+)\.", name) if "blocks." in name else None
-    if layer is None:
-        return table.get(name)
-    pattern = f"{name[: layer.start(1)]}{{}}{name[layer.end(1) :]}"
+    if name in table:
+        return table[name]
+    layer = re.search(r"\.(\d+)\.", name)
+    pattern = layer and f"{name[: layer.start(1)]}{{}}{name[layer.end(1) :]}"
     return table[pattern].format(layer.group(1)) if pattern in table else None
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "").replace("module.", "")
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout:
+    """The published layout that knows most of a state dict's names.
+
+    Raises:
+        ValueError: where none knows any.
+    """
+    names = [_plain(name) for name in state]
+    return LAYOUTS[_knows_most(names, [layout.to_ours for layout in LAYOUTS])]
+
+
+def _knows_most(names: Collection[str], tables: Sequence[Mapping[str, str]]) -> int:
+    known = [sum(_rename(name, table) is not None for name in names) for table in tables]
+    if not any(known):
+        raise ValueError(f"not weights of Efficient-LVSM or LVSM; found {', '.join(sorted(names)[:5]) or 'nothing'}")
+    return known.index(max(known))
+
+
+def published_config(state: Mapping[str, Tensor]) -> NetworkConfig:
+    """The network that the authors' state dict is of, and its sizes.
+
+    Raises:
+        ValueError: where it is of none.
+    """
+    config = layout_of(state).config
+    ours, _ = from_published(state)
+    mlps = [x for name, x in ours.items() if re.match(r"(target|decoder)_blocks\.\d+\.mlp\.0\.", name)]
+    norms = [x for name, x in ours.items() if name.endswith("q_norm.weight")]
+    if not mlps or not norms or "head.weight" not in ours:
+        raise ValueError(f"{config.__name__}: the weights have no decoder or no head")
+    values, width = ours["head.weight"].shape
+    latents = {"num_latents": len(ours["latents"])} if "latents" in ours else {}
+    return config(
+        width=width,
+        num_layers=len(mlps),
+        head_dim=len(norms[0]),
+        patch_size=math.isqrt(values // 3),
+        mlp_ratio=len(mlps[0]) // width,
+        **latents,
+    )
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -55,26 +166,30 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
     Raises:
         ValueError: naming every entry that the official layout does not have.
     """
+    layout = layout_of(state)
     ours: dict[str, Tensor] = {}
     skipped, unknown = [], []
     for name, tensor in state.items():
-        plain = name.replace("_orig_mod.", "").replace("module.", "")
+        plain = _plain(name)
         if plain.startswith(_TRAINING_ONLY):
             skipped.append(name)
             continue
-        renamed = _rename(plain, _TO_OURS)
+        renamed = _rename(plain, layout.to_ours)
         if renamed is None:
             unknown.append(name)
         else:
             ours[renamed] = tensor
     if unknown:
-        raise ValueError(f"not an Efficient-LVSM checkpoint; unexpected entries: {', '.join(sorted(unknown))}")
+        network = layout.config.__name__.removesuffix("Config")
+        raise ValueError(f"not a checkpoint of {network}; unexpected entries: {', '.join(sorted(unknown))}")
     return ours, skipped
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' names for our state dict."""
-    return {_rename(name, _TO_PUBLISHED): tensor for name, tensor in state.items()}
+    tables = [layout.to_published for layout in LAYOUTS]
+    table = tables[_knows_most(state, tables)]
+    return {_rename(name, table): tensor for name, tensor in state.items()}
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

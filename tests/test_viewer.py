@@ -1,0 +1,481 @@
+"""The viewer's controls, in process: a context that is edited, frames that always come, attention to views."""
+
+import sys
+import time
+from itertools import count
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_views, tiny_pipeline, write_collection
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.viewer.render_state_machine import RenderStateMachine
+from nerfstudio.viewer.utils import CameraState
+from nerfstudio.viewer.viewer import Viewer
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
+
+from elvsm_nerfstudio import model as model_module
+from elvsm_nerfstudio import viewer as viewer_module
+from elvsm_nerfstudio.data.context_pool import ContextPool
+from elvsm_nerfstudio.frustums import UNUSED, USED
+from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from elvsm_nerfstudio.views import ViewSet
+
+
+@pytest.fixture
+def pipeline(scene):
+    return tiny_pipeline(scene)
+
+
+def pool_of(pipeline) -> ContextPool:
+    return ContextPool.of_shown_scene(pipeline.datamanager)
+
+
+def camera_of(pipeline, height: int = 24, width: int = 32) -> Cameras:
+    pose = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[:1]
+    return Cameras(pose, fx=1.2 * width, fy=1.2 * width, cx=width / 2, cy=height / 2, height=height, width=width)
+
+
+def render(pipeline, **size) -> torch.Tensor:
+    return pipeline.model.get_outputs_for_camera(camera_of(pipeline, **size))["rgb"]
+
+
+def count_encoded_views(pipeline, monkeypatch) -> list[int]:
+    """Fills up with the number of views of every pass through the encoder."""
+    network, counts = pipeline.model.network, []
+    encode = network._remember
+    monkeypatch.setattr(
+        network, "_remember", lambda views, *rest: (counts.append(views.num_views), encode(views, *rest))[1]
+    )
+    return counts
+
+
+# The model's context
+
+
+def test_edited_context_is_that_context_in_the_first_frame(pipeline):
+    model, pool = pipeline.model, pool_of(pipeline)
+    frame, first = model._context.frame, model.context_ids
+    new = [frame for frame in pool.frames if frame not in first][:2]
+    model.memory()
+    model.edit_context(pool.read(new[0]), [new[0]], drop=[first[0]])
+    model.edit_context(pool.read(new[1]), [new[1]])
+    assert model.context_ids == (first[1], *new) and model._context.frame is frame
+    edited = render(pipeline)
+    views = pool.read(first[1])
+    for id in new:
+        views = model_module._joined(views, pool.read(id))
+    expected = model.network.encode(views, frame)
+    assert torch.allclose(edited, model.render(expected, camera_of(pipeline))["rgb"], atol=1e-6)
+    assert set(model.context_images()) == set(model.context_ids)
+
+
+def test_only_changed_views_are_encoded_and_dropped_ones_are_remembered(pipeline, monkeypatch):
+    model, pool = pipeline.model, pool_of(pipeline)
+    encoded = count_encoded_views(pipeline, monkeypatch)
+    before = render(pipeline)
+    first = model.context_ids
+    new = next(frame for frame in pool.frames if frame not in first)
+    model.edit_context(pool.read(new), [new])
+    with_new = render(pipeline)
+    model.edit_context(drop=[new])
+    assert torch.allclose(render(pipeline), before, atol=1e-6) and not torch.allclose(with_new, before, atol=1e-4)
+    model.edit_context(pool.read(new), [new])
+    assert torch.allclose(render(pipeline), with_new, atol=1e-6)
+    assert encoded == [2, 1]
+    monkeypatch.setattr(model_module, "REMEMBERED_BYTES", 0)
+    model.edit_context(drop=[new])
+    others = [frame for frame in pool.frames if frame not in (*first, new)][:2]
+    model.edit_context(pool.read(others[0]), [others[0]])
+    model.memory()
+    model.edit_context(pool.read(others[1]), [others[1]], drop=model.context_ids)
+    model.memory()
+    assert model._memory[0].ids == (others[1],)
+    model.edit_context(pool.read(new), [new])
+    model.memory()
+    assert encoded == [2, 1, 1, 1, 1]
+
+
+def test_all_views_are_encoded_again_for_other_weights_and_precision(pipeline, monkeypatch):
+    model, pool = pipeline.model, pool_of(pipeline)
+    model.edit_context(pool.read(pool.frames[-1]), [pool.frames[-1]])
+    encoded = count_encoded_views(pipeline, monkeypatch)
+    fp32 = render(pipeline)
+    model.set_precision("bf16")
+    assert model.memory().dtype == torch.bfloat16 and (render(pipeline) - fp32).abs().max() > 0
+    model.set_precision("fp32")
+    assert torch.equal(render(pipeline), fp32)
+    with torch.no_grad():
+        model.network.head.weight.mul_(2)
+    assert not torch.equal(render(pipeline), fp32)
+    assert encoded == [3, 3, 3, 3] and model.memory().ids == model.context_ids
+
+
+@pytest.mark.parametrize(
+    "ids, drop", [([0], []), ([1, 1], []), ([], "all"), ([], [99])], ids=["taken", "twice", "none left", "unknown"]
+)
+def test_edits_that_make_no_sense_are_refused(pipeline, ids, drop):
+    model, pool = pipeline.model, pool_of(pipeline)
+    model.edit_context(pool.read(pool.frames[0]), [0]) if 0 not in model.context_ids else None
+    context = model._context
+    add = pool.read(pool.frames[0]).select([0] * len(ids)) if ids else None
+    with pytest.raises(ValueError, match="edit_context: cannot|different ones"):
+        model.edit_context(add, ids, drop=model.context_ids if drop == "all" else drop)
+    assert model._context is context
+
+
+# Candidates
+
+
+def test_candidates_of_a_capture_are_its_train_frames(pipeline):
+    pool, datamanager = pool_of(pipeline), pipeline.datamanager
+    scene = datamanager.collection.load(datamanager.shown)
+    assert pool.frames == scene.train_frames and set(pool.context) <= set(pool.frames)
+    assert pool.names == tuple(f"{frame:03d}" for frame in pool.frames)
+    context = datamanager.shown_scene().views.context
+    for position, frame in enumerate(pool.context):
+        assert torch.equal(pool.read(frame).rgb[:, 0], context.rgb[:, position])
+        assert torch.equal(pool.read(frame).directions[:, 0], context.directions[:, position])
+
+
+def test_candidates_of_a_held_out_scene_are_all_frames_but_listed_targets(collection, chunks, tmp_path):
+    assert pool_of(tiny_pipeline(collection)).frames == (0, 2, 3, 4, 7)  # 1, 5 and 6 are targets
+    assert pool_of(tiny_pipeline(write_collection(tmp_path, "train val test"))).frames == tuple(range(8))
+    assert pool_of(tiny_pipeline(chunks)).frames == (0, 3, 4, 5, 6, 7)  # 4 is context and target
+
+
+# Attention
+
+
+def network_and_memory(num_views: int):
+    torch.manual_seed(0)
+    network = EfficientLVSM(EfficientLVSMConfig(width=32, num_layers=2, head_dim=16, init_std=0.2)).eval()
+    context, target = make_views(2, num_views, 16, 24, seed=1), make_views(2, 3, 24, 16, seed=2)
+    return network, network.encode(context), target
+
+
+@torch.no_grad()
+def test_attention_to_views_is_the_softmax_summed_over_each_view():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(2, 3, n, 8, generator=generator) for n in (300, 11))
+    shares = attention_to_views(queries, keys, [4, 5, 2])
+    plain = (queries @ keys.transpose(-1, -2) / 8**0.5).softmax(dim=-1).mean(dim=1)
+    expected = torch.stack([part.sum(dim=-1) for part in plain.split([4, 5, 2], dim=-1)], dim=-1)
+    assert torch.allclose(shares, expected, atol=1e-6)
+    assert torch.allclose(evenness(torch.full((1, 4), 0.25)), torch.ones(1))
+    assert evenness(torch.tensor([[0.0, 1.0]])) == 0
+
+
+@torch.no_grad()
+def test_decoding_with_attention_renders_the_same_and_follows_the_ids():
+    network, memory, target = network_and_memory(4)
+    rgb, shares = decode_with_attention(network, memory, target)
+    assert torch.equal(rgb, network.decode(memory, target))
+    assert shares.shape == (2, 3, 3, 2, 4) and torch.allclose(shares.sum(dim=-1), torch.ones(2, 3, 3, 2), atol=1e-5)
+    assert shares.std() > 1e-3
+    turned = decode_with_attention(network, memory.select([2, 0, 3, 1]), target)[1]
+    assert torch.allclose(turned, shares[..., [2, 0, 3, 1]], atol=1e-6)
+    _, some = decode_with_attention(network, memory.select([3, 1]), target)
+    assert some.shape[-1] == 2
+
+
+@torch.no_grad()
+def test_all_attention_goes_to_a_single_view():
+    network, memory, target = network_and_memory(1)
+    shares = decode_with_attention(network, memory, target)[1]
+    assert torch.equal(shares, torch.ones_like(shares)) and not evenness(shares).any()
+
+
+# The viewer
+
+
+class Session:
+    """A viewer without a browser."""
+
+    def __init__(self, pipeline, folder, **config):
+        self.pipeline, self.model = pipeline, pipeline.model
+        config = ViewerConfig(websocket_port_default=7107, **config)
+        datamanager = pipeline.datamanager
+        self.viewer = Viewer(config, folder / "viewer.log", datamanager.get_datapath(), pipeline)
+        self.viewer.init_scene(datamanager.train_dataset, "completed", datamanager.eval_dataset)
+        self.viewer.control_panel._max_res.value = 100
+        self.elements = {
+            element.name: element
+            for path, element in self.viewer.viewer_elements
+            if path.startswith("Custom Elements/Context views/")
+        }
+        (self.status,) = [e for _, e in self.viewer.viewer_elements if isinstance(e, viewer_module.ViewerMarkdown)]
+        self.pool = pool_of(pipeline)
+
+    def render(self, state: str = "high") -> dict[str, torch.Tensor]:
+        machine = RenderStateMachine(self.viewer, 1.0, client=None)
+        machine.state = state
+        pose = self.pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
+        return machine._render_img(CameraState(fov=0.9, aspect=1.37, c2w=pose, camera_type=CameraType.PERSPECTIVE))
+
+    def set(self, name: str, value=None) -> None:
+        """As a browser would: the element's callbacks run in another thread."""
+        handle = self.elements[name].gui_handle
+        handle.value = value if value is not None else True
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def session(pipeline, tmp_path):
+    session = Session(pipeline, tmp_path, default_composite_depth=False)
+    yield session
+    lock = session.viewer.viser_server._websock_server._atomic_lock
+    if lock.locked():  # stop would wait for it forever
+        lock.release()
+    session.viewer.viser_server.stop()
+
+
+@pytest.mark.parametrize("composite_depth", [True, False])
+def test_viewer_renders_in_every_state_at_odd_sizes(pipeline, tmp_path, composite_depth):
+    session = Session(pipeline, tmp_path, default_composite_depth=composite_depth)
+    try:
+        sizes = set()
+        for state in ("low_move", "low_static", "high"):
+            outputs = session.render(state)
+            assert outputs["rgb"].isfinite().all() and outputs["rgb"].std() > 1e-3
+            assert ("gl_z_buf_depth" in outputs) == composite_depth
+            sizes.add(outputs["rgb"].shape)
+        assert (72, 100, 3) in sizes
+    finally:
+        session.viewer.viser_server.stop()
+
+
+def test_controls_are_found_in_their_order_and_the_first_picture_is_that_of_other_programs(session, scene):
+    boxes = [f"View {name}" for name in session.pool.names]
+    assert list(session.elements) == ["Choice", "Number", *boxes, "Render size", "Precision", ""]
+    session.set("Render size", 1024)
+    rgb = session.render()["rgb"]
+    camera = camera_of(session.pipeline, 72, 100)
+    focal = 36 / torch.tan(torch.tensor(0.45))
+    camera = Cameras(camera.camera_to_worlds, focal, focal, 50.0, 36.0, 100, 72)
+    other = tiny_pipeline(scene)
+    assert torch.allclose(rgb, other.model.get_outputs_for_camera(camera)["rgb"], atol=1e-5)
+    assert other.model.render_for_viewer is None
+
+
+def test_boxes_add_and_drop_views(session):
+    before = session.render()["rgb"]
+    first = session.model.context_ids
+    new = next(frame for frame in session.pool.frames if frame not in first)
+    session.set(f"View {new:03d}", True)
+    added = session.render()["rgb"]
+    assert session.model.context_ids == (*first, new) and not torch.allclose(added, before, atol=1e-4)
+    assert "3 of" in session.status.gui_handle.content and f"{new:03d}" in session.status.gui_handle.content
+    session.set(f"View {new:03d}", False)
+    assert torch.allclose(session.render()["rgb"], before, atol=1e-5)
+    for frame in first:
+        session.set(f"View {frame:03d}", False)
+    assert session.elements[f"View {first[1]:03d}"].value, "the last view cannot be dropped"
+    session.render()
+    assert session.model.context_ids == first[1:]
+
+
+def test_views_are_spread_over_the_scene_or_chosen_for_the_camera(session):
+    session.set("Choice", "farthest point")
+    session.set("Number", 5)
+    session.render()
+    spread = set(session.model.context_ids)
+    assert len(spread) == 5
+    ticked = {frame for frame in session.pool.frames if session.elements[f"View {frame:03d}"].value}
+    assert ticked == spread
+    session.set("Number", 3)
+    session.render()
+    assert set(session.model.context_ids) < spread
+    session.set("Choice", "nearest to camera")
+    session.render()
+    pose = session.pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
+    nearest = viewer_module.nearest_views(session.pool.poses, pose, 3)
+    assert set(session.model.context_ids) == {session.pool.frames[position] for position in nearest}
+    session.set("Choice", "manual")
+    session.render()
+    assert len(session.model.context_ids) == 3 and session.elements["Number"].gui_handle.disabled
+
+
+def test_many_candidates_are_a_list(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(viewer_module, "MAX_BOXES", 4)
+    session = Session(tiny_pipeline(collection), tmp_path, default_composite_depth=False)
+    try:
+        assert list(session.elements) == [
+            "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", ""
+        ]  # fmt: skip
+        first = session.model.context_ids
+        session.set("View", "007")
+        session.set("Add view")
+        session.render()
+        assert session.model.context_ids == (*first, 7)
+        session.set("Drop view")
+        session.render()
+        assert session.model.context_ids == first
+    finally:
+        session.viewer.viser_server.stop()
+
+
+def test_views_are_added_a_few_at_a_time(session, monkeypatch):
+    session.render()
+    rerenders = []
+    monkeypatch.setattr(viewer_module, "ADDING_SECONDS", 2.5)
+    monkeypatch.setattr(session.viewer, "_trigger_rerender", lambda: rerenders.append(1))
+    monkeypatch.setattr(viewer_module, "time", SimpleNamespace(perf_counter=count().__next__))
+    plan = viewer_module.Plan("manual", session.pool.frames)
+    session.model.render_for_viewer.__self__._plan = plan
+    sizes = []
+    while not sizes or rerenders:
+        rerenders.clear()
+        session.render()
+        sizes.append(len(session.model.context_ids))
+    assert sizes == sorted(sizes) and len(sizes) > 2 and sizes[-1] == len(session.pool.frames)
+
+
+def test_frames_are_computed_at_the_size_the_network_was_made_for(session, monkeypatch):
+    tokens = []
+    tokenizer = session.model.network.target_tokenizer
+    tokenizer.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[2]))
+    assert session.render("high")["rgb"].shape == (72, 100, 3)
+    # Its images are 16 pixels high with a focal length of 25; the camera's is 74.5 for 72 pixels: 24 x 34 suffice.
+    assert tokens == [3 * 5]
+    session.set("Render size", 64)
+    session.render("high")
+    session.render("low_move")
+    assert tokens[1] == 9 * 13 and tokens[2] < tokens[1]
+
+
+def test_precision_is_the_viewers_but_not_while_training(session):
+    session.set("Precision", "bf16")
+    session.render()
+    assert session.model.memory().dtype == torch.bfloat16 and "bfloat16" in session.status.gui_handle.content
+    session.viewer.trainer = object()
+    session.set("Precision", "fp32")
+    session.render()
+    assert session.model.network.autocast_dtype == torch.bfloat16
+
+
+def test_attention_is_shown_where_asked_for(session, monkeypatch):
+    plain = session.render()
+    assert list(plain) == ["rgb", "attention_view", "attention_evenness"] and not plain["attention_view"].any()
+    session.viewer.control_panel._output_render.set_options(list(plain))
+    session.viewer.control_panel._output_render.value = "attention_view"
+    watched = session.render()
+    assert torch.equal(watched["rgb"], plain["rgb"])
+    position = {frame: i for i, frame in enumerate(session.pool.frames)}
+    palette = {viewer_module.view_colour(position[frame]) for frame in session.model.context_ids}
+    found = {tuple((255 * colour).round().int().tolist()) for colour in watched["attention_view"].flatten(0, 1)}
+    assert found <= palette
+    even = watched["attention_evenness"]
+    assert even.shape == (72, 100, 1) and 0 < even.min() and even.max() <= 1
+
+
+def test_frustums_show_what_is_in_use(session, monkeypatch):
+    drawn = {}
+    scene = session.viewer.viser_server.scene
+    add = scene.add_camera_frustum
+
+    def record(name, color, image, **rest):
+        drawn[name] = color, image is not None
+        return add(name=name, color=color, image=image, **rest)
+
+    monkeypatch.setattr(scene, "add_camera_frustum", record)
+    session.render()
+    assert [drawn[f"/cameras/camera_{i:05d}"] for i in range(3)] == [(USED, True), (USED, True), (UNUSED, False)]
+    assert len(drawn) == len(session.pool.frames) == len(session.viewer.camera_handles)
+    drawn.clear()
+    session.set(f"View {session.model.context_ids[0]:03d}", False)
+    session.render()
+    assert drawn == {"/cameras/camera_00000": (UNUSED, False)}
+
+
+def test_a_frame_that_cannot_be_rendered_is_the_last_one_and_the_reason_is_shown(session, monkeypatch, capsys):
+    def fail(*args):
+        raise torch.OutOfMemoryError("no room for this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(session.model, "render", fail)
+        assert (session.render()["rgb"] == 0.5).all()
+    good = session.render()
+    with monkeypatch.context() as broken:
+        broken.setattr(session.model, "render", fail)
+        failed = [session.render(), session.render("low_move")]
+    assert torch.equal(failed[0]["rgb"], good["rgb"]) and list(failed[0]) == list(good)
+    assert failed[1]["rgb"].shape != good["rgb"].shape
+    assert "OutOfMemoryError: no room for this" in session.status.gui_handle.content
+    assert capsys.readouterr().out.count("OutOfMemoryError: no room for this") == 2, "once for each row of failures"
+    session.render()
+    assert "could not" not in session.status.gui_handle.content
+
+
+def test_without_a_viewer_errors_are_raised(pipeline):
+    with pytest.raises(ValueError, match="focal lengths"):
+        pipeline.model.get_outputs_for_camera(Cameras(torch.eye(4)[None, :3], 0.0, 0.0, 8.0, 8.0, 16, 16))
+
+
+def test_a_view_that_cannot_be_read_is_left_out(pipeline, tmp_path, monkeypatch):
+    session = Session(pipeline, tmp_path, default_composite_depth=False)
+    try:
+        new = next(frame for frame in session.pool.frames if frame not in session.model.context_ids)
+        scene = pipeline.datamanager.collection.load(pipeline.datamanager.shown)
+        files = [
+            file if frame != new else tmp_path / "gone.png" for frame, file in enumerate(scene.outputs.image_filenames)
+        ]
+        monkeypatch.setattr(scene.outputs, "image_filenames", files)
+        session.set(f"View {new:03d}", True)
+        assert session.render()["rgb"].std() > 1e-3
+        assert f"View {new} left out" in session.status.gui_handle.content
+    finally:
+        session.viewer.viser_server.stop()
+
+
+def test_interrupts_at_any_line_leave_a_context_that_renders(session):
+    """The viewer raises in the middle of a render when the camera moves."""
+    session.render()
+    controls = session.model.render_for_viewer.__self__
+    first, every = session.model.context_ids, session.pool.frames
+    camera = camera_of(session.pipeline)
+    lines = 0
+
+    def count_lines(frame, event, arg):
+        nonlocal lines
+        lines += event == "line"
+        return count_lines
+
+    plans = [viewer_module.Plan("manual", frames) for frames in (every[:4], every[3:8], first)]
+    for plan in plans:
+        controls._plan = plan
+        with SetTrace(count_lines):
+            session.model.get_outputs_for_camera(camera)
+    interrupted = 0
+    for at in range(7, lines // 2, lines // 120):
+        for plan in plans:
+            left = at
+
+            def interrupt(frame, event, arg):
+                nonlocal left
+                left -= event == "line"
+                # Not in nerfstudio's own SetTrace, on the way out.
+                if event == "line" and left <= 0 and "viewer_utils" not in frame.f_code.co_filename:
+                    raise IOChangeException
+                return interrupt
+
+            controls._plan = plan
+            try:
+                with SetTrace(interrupt):
+                    session.model.get_outputs_for_camera(camera)
+            except IOChangeException:
+                interrupted += 1
+        assert sys.gettrace() is None
+    assert interrupted > 60
+    lock = session.viewer.viser_server._websock_server._atomic_lock
+    assert lock.acquire(blocking=False), "viser would send nothing any more"
+    lock.release()
+    controls._plan = plans[-1]
+    with_history = session.model.get_outputs_for_camera(camera)["rgb"]
+    context, frame = session.model._context.views, session.model._context.frame
+    assert set(session.model.context_ids) == set(first)
+    session.model.set_context(ViewSet(context, context), session.model.context_ids)
+    session.model._context = model_module.Context(context, session.model.context_ids, frame)
+    assert torch.allclose(session.model.get_outputs_for_camera(camera)["rgb"], with_history, atol=1e-5)
