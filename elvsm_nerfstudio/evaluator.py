@@ -174,8 +174,7 @@ class Evaluator:
             view = views.context.select([count - 1])
 
             def append(memory=memory, view=view) -> SceneMemory:
-                added = network.encode(view, frame)
-                return added if memory is None else memory.append(added)
+                return network.encode(view, frame) if memory is None else network.append(memory, view)
 
             memory, encode_ms = self._timed(append)
             if count in counts:
