@@ -1,0 +1,138 @@
+"""A headless Chromium, driven over its DevTools protocol: just enough to look at a page, drag and click."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from PIL import Image
+from websockets.sync.client import connect
+
+PROGRAMS = "chromium", "chromium-browser", "google-chrome"
+
+
+def find_chromium() -> Optional[str]:
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+class Browser:
+    """One page of one browser. ``errors`` are those of the page's scripts and of its own server's files.
+
+    Args:
+        folder: for the browser's profile, new and empty.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (800, 600)):
+        self.size, self.errors = size, []
+        self._ids = itertools.count()
+        self._process = subprocess.Popen(
+            [find_chromium(), "--headless=new", "--no-sandbox", "--remote-debugging-port=0",
+             f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", "--use-angle=swiftshader",
+             "--enable-unsafe-swiftshader", "--no-first-run", "--disable-quic", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+             # The page links to logos elsewhere; no test should depend on them, or wait for them.
+             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        port_file = folder / "DevToolsActivePort"
+        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), 30, "the browser to start")
+        port = port_file.read_text().splitlines()[0]
+        with urllib.request.urlopen(f"http://localhost:{port}/json/list") as answer:
+            pages = [target for target in json.load(answer) if target["type"] == "page"]
+        self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
+        for domain in ("Page", "Runtime", "Log"):
+            self.send(f"{domain}.enable")
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def send(self, method: str, **parameters) -> dict[str, Any]:
+        """Calls a method of the protocol; notes the events that come before its answer."""
+        number = next(self._ids)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=60))
+            if message.get("id") == number:
+                assert "error" not in message, f"{method}: {message['error']}"
+                return message["result"]
+            self._note(message)
+
+    def _note(self, message: dict[str, Any]) -> None:
+        event = message.get("params", {})
+        if message.get("method") == "Runtime.exceptionThrown":
+            details = event["exceptionDetails"]
+            self.errors.append(details.get("exception", {}).get("description", details["text"]))
+        elif message.get("method") == "Log.entryAdded" and event["entry"]["level"] == "error":
+            entry = event["entry"]
+            if not (entry["source"] == "network" and "localhost" not in entry.get("url", "")):
+                self.errors.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
+        elif message.get("method") == "Runtime.consoleAPICalled" and event["type"] in ("error", "assert"):
+            self.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
+
+    def open(self, url: str) -> None:
+        self.send("Page.navigate", url=url)
+
+    def run(self, script: str) -> Any:
+        """The value of a JavaScript expression."""
+        result = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait_for_text(self, text: str) -> None:
+        """Waits until the page shows it."""
+        wait_for(lambda: self.run(f"!!document.body?.innerText.includes({json.dumps(text)})"), 30, f"the text {text}")
+
+    def screenshot(self) -> np.ndarray:
+        """The page as uint8 [height, width, 3]."""
+        png = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+        return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    def drag(self, start: tuple[int, int], end: tuple[int, int], steps: int = 8) -> None:
+        """With the left button held down; a click where the ends are equal."""
+        self._mouse("mouseMoved", *start)
+        self._mouse("mousePressed", *start)
+        for step in range(1, steps + 1):
+            self._mouse("mouseMoved", *(a + (b - a) * step / steps for a, b in zip(start, end)))
+        self._mouse("mouseReleased", *end)
+
+    def _mouse(self, kind: str, x: float, y: float) -> None:
+        button = "none" if kind == "mouseMoved" else "left"
+        self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=1, clickCount=1)
+
+    def click(self, element: str) -> None:
+        """Clicks the middle of the element that a JavaScript expression finds."""
+        box = self.run(
+            f"(() => {{ const e = {element}; if (!e) return null; e.scrollIntoView({{block: 'center'}});"
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        assert box is not None, f"the page has no {element}"
+        self.drag(tuple(box), tuple(box), steps=1)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The condition's first true value."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"waited {seconds} s for {what}")
