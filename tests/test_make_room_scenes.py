@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import torch
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
+from test_make_object_scenes import NO_OPENGL, split_of
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import ImageSpec
@@ -33,19 +33,7 @@ SIZES = {  # title -> category, width, depth, height in cm
 }  # fmt: skip
 
 
-def opengl_is_missing() -> str | None:
-    """Tried in a process of its own: Mesa's LLVM in this one would clash with triton's, which torch loads later."""
-    code = "import moderngl; moderngl.create_context(standalone=True, backend='egl', require=330).release()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return f"no OpenGL 3.3 context from EGL: {result.stderr[-200:]}" if result.returncode else None
-
-
-needs_opengl = pytest.mark.skipif(opengl_is_missing() is not None, reason="no OpenGL 3.3 context from EGL")
-
-
-def split_of(name: str) -> str:
-    position = int.from_bytes(hashlib.sha256(f"elvsm/{name}".encode()).digest()[:6], "big") / 2**48
-    return "val" if position < 60 / 820 else "test" if position < 120 / 820 else "train"
+needs_opengl = pytest.mark.skipif(NO_OPENGL is not None, reason="no OpenGL 3.3 context from EGL")
 
 
 @pytest.fixture(scope="module")
