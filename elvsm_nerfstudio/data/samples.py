@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
@@ -32,7 +33,7 @@ class Sample:
     rgb: UInt8[Tensor, "*scene view height width 3"]
     cameras: Float[Tensor, "*scene view 23"]
     """Camera-to-world (3x4, row major, OpenGL axes), fx, fy, cx, cy in pixels, six distortion parameters and the type
-    of each camera; in one piece, since every tensor takes its time on the way from a worker."""
+    of each camera."""
     num_context_views: int
     failures: list[str]
     """What was wrong with scenes that were skipped on the way to this sample."""
@@ -54,14 +55,6 @@ class Sample:
             num_context_views=samples[0].num_context_views,
             failures=[failure for sample in samples for failure in sample.failures],
         )
-
-    def clone(self) -> Sample:
-        """The same in memory of its own."""
-        return replace(self, rgb=self.rgb.clone(), cameras=self.cameras.clone())
-
-    def pin_memory(self) -> Sample:
-        """Called by the loader, so that copies to the GPU need not wait."""
-        return replace(self, rgb=self.rgb.pin_memory(), cameras=self.cameras.pin_memory())
 
     def view_set(self, device: torch.device | str) -> ViewSet:
         """The collated sample as context and target views on a device; rays are made there."""
@@ -94,36 +87,46 @@ def read_sample(
 ) -> Sample:
     """Decodes the images of a choice of frames, into ``out`` where it is given."""
     index = [*choice.context, *choice.target]
-    distortion = scene.cameras.distortion_params
-    cameras = (
-        scene.cameras.camera_to_worlds[index].flatten(1),
-        scene.cropped_intrinsics(spec)[index],
-        torch.zeros(len(index), 6) if distortion is None else distortion[index],
-        scene.cameras.camera_type[index],
-    )
     rgb = scene.read_images(index, spec, out)
-    return Sample(rgb, torch.cat(cameras, dim=-1).float(), len(choice.context), failures=[])
+    return Sample(rgb, scene.packed_cameras(spec)[index], len(choice.context), failures=[])
 
 
-class SharedBuffers:
-    """Shared memory that a worker decodes into, a few pieces by turns.
+@dataclass
+class Handover:
+    """A batch that a worker left in shared memory, and the little that goes through the pipe.
 
-    Sending a batch in shared memory of its own costs a page fault for every 4 kB: a fifth of the time that it takes to
-    decode 256 px PNGs.
+    Sending each batch as tensors of its own costs new pages, a file and a message over a socket: as long as it takes to
+    decode a third of a batch of 64 px PNGs.
     """
 
-    def __init__(self, count: int):
-        self._buffers: list[Optional[Tensor]] = [None] * count
+    place: int
+    """In which of the ``HandoverBuffers``."""
+    shape: tuple[int, ...]
+    cameras: np.ndarray
+    num_context_views: int
+    failures: list[str]
+
+
+class HandoverBuffers:
+    """Shared memory that workers decode into, each into its own few pieces by turns.
+
+    A worker has PREFETCHED_BATCHES under way and may begin the next while the last is being copied.
+    """
+
+    TURNS = PREFETCHED_BATCHES + 2
+
+    def __init__(self, num_workers: int, num_bytes: int):
+        self._memory = torch.empty(num_workers * self.TURNS, num_bytes, dtype=torch.uint8).share_memory_()
         self._turn = 0
 
-    def next(self, shape: tuple[int, ...]) -> UInt8[Tensor, "*shape"]:
-        """The next piece; what it held before is overwritten."""
-        size = math.prod(shape)
-        self._turn = (self._turn + 1) % len(self._buffers)
-        buffer = self._buffers[self._turn]
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[self._turn] = torch.empty(size, dtype=torch.uint8).share_memory_()
-        return buffer[:size].view(shape)
+    def place(self, worker: int) -> int:
+        """The next piece of a worker; what it held before is overwritten."""
+        self._turn = (self._turn + 1) % self.TURNS
+        return worker * self.TURNS + self._turn
+
+    def images(self, place: int, shape: tuple[int, ...]) -> UInt8[Tensor, "*shape"]:
+        """A piece, or the beginning of it, as images."""
+        return self._memory[place, : math.prod(shape)].view(shape)
 
 
 class TrainingSamples(Dataset):
@@ -152,15 +155,27 @@ class TrainingSamples(Dataset):
         self.num_context_views, self.samples_per_step = num_context_views, samples_per_step
         self._epoch = -1
         self._order: list[int] = []
-        # A worker has PREFETCHED_BATCHES under way and may begin the next while the last is being copied.
-        self._buffers = SharedBuffers(PREFETCHED_BATCHES + 2)
+        self.buffers: Optional[HandoverBuffers] = None
+        """Where worker processes leave batches."""
 
-    def __getitems__(self, ks: list[int]) -> Sample:
-        """The samples of a batch, all of one training step, collated."""
-        views = self._count(ks[0]) + self.sampler.num_target_views
-        shape = (len(ks), views, *self.spec.size, 3)
-        in_worker = get_worker_info() is not None
-        rgb = self._buffers.next(shape) if in_worker else torch.empty(shape, dtype=torch.uint8)
+    def __getitems__(self, ks: list[int]) -> Sample | Handover:
+        """The samples of a batch, all of one training step, collated; from a worker process, handed over."""
+        shape = self._shape(len(ks), self._count(ks[0]))
+        worker = get_worker_info()
+        if worker is None:
+            return self._batch(ks, torch.empty(shape, dtype=torch.uint8))
+        place = self.buffers.place(worker.id)
+        batch = self._batch(ks, self.buffers.images(place, shape))
+        return Handover(place, shape, batch.cameras.numpy(), batch.num_context_views, batch.failures)
+
+    def largest_batch(self, scenes: int) -> int:
+        """Bytes of the images of a batch with as many context views as there can be."""
+        return math.prod(self._shape(scenes, self.num_context_views[1]))
+
+    def _shape(self, scenes: int, num_context_views: int) -> tuple[int, ...]:
+        return scenes, num_context_views + self.sampler.num_target_views, *self.spec.size, 3
+
+    def _batch(self, ks: list[int], rgb: UInt8[Tensor, "scene view height width 3"]) -> Sample:
         return Sample.collate([self._sample(k, images) for k, images in zip(ks, rgb)], rgb)
 
     def __getitem__(self, k: int) -> Sample:
@@ -227,18 +242,23 @@ def training_batches(samples: TrainingSamples, batches: StepBatches, num_workers
     Args:
         pin: into page-locked memory, so that copies to a GPU need not wait.
     """
+    if num_workers:
+        samples.buffers = HandoverBuffers(num_workers, samples.largest_batch(batches.batch_size))
     loader = DataLoader(
         samples,
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
-        pin_memory=pin,
     )
     for batch in loader:
-        # Out of the worker's buffer, before it is used again.
-        yield batch.clone() if num_workers and not pin else batch
+        if isinstance(batch, Handover):
+            images = samples.buffers.images(batch.place, batch.shape)
+            # Copied out, before the worker comes round to this piece again.
+            rgb = images.pin_memory() if pin else images.clone()
+            batch = Sample(rgb, torch.from_numpy(batch.cameras), batch.num_context_views, batch.failures)
+        yield batch
 
 
-def _as_it_is(batch: Sample) -> Sample:
+def _as_it_is(batch: Sample | Handover) -> Sample | Handover:
     return batch

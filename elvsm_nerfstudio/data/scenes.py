@@ -62,7 +62,7 @@ class Scene:
     """Frames to train on, and to take context views from."""
     eval_frames: tuple[int, ...]
     """Frames held out as evaluation targets; all frames where the scene itself is held out."""
-    _cropped_intrinsics: dict[ImageSpec, Float[Tensor, "frame 4"]] = field(default_factory=dict, repr=False)
+    _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 23"]] = field(default_factory=dict, repr=False)
 
     @property
     def cameras(self) -> Cameras:
@@ -87,14 +87,23 @@ class Scene:
 
     def cropped_intrinsics(self, spec: ImageSpec) -> Float[Tensor, "frame 4"]:
         """fx, fy, cx, cy in pixels of every frame, of the images that ``read_images`` gives."""
-        if spec not in self._cropped_intrinsics:
-            cameras = self.cameras
-            intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-            resized = torch.tensor([spec.resized(size) for size in self.sizes])
-            self._cropped_intrinsics[spec] = resize_and_crop_intrinsics(
-                intrinsics, torch.tensor(self.sizes), resized, spec.size
+        cameras = self.cameras
+        intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
+        resized = torch.tensor([spec.resized(size) for size in self.sizes])
+        return resize_and_crop_intrinsics(intrinsics, torch.tensor(self.sizes), resized, spec.size)
+
+    def packed_cameras(self, spec: ImageSpec) -> Float[Tensor, "frame 23"]:
+        """All that ``Sample.cameras`` says of every frame, kept for the next time."""
+        if spec not in self._packed_cameras:
+            cameras, distortion = self.cameras, self.cameras.distortion_params
+            parts = (
+                cameras.camera_to_worlds.flatten(1),
+                self.cropped_intrinsics(spec),
+                torch.zeros(self.num_frames, 6) if distortion is None else distortion,
+                cameras.camera_type,
             )
-        return self._cropped_intrinsics[spec]
+            self._packed_cameras[spec] = torch.cat(parts, dim=-1).float()
+        return self._packed_cameras[spec]
 
     def cropped_cameras(self, frames: Sequence[int], spec: ImageSpec) -> Cameras:
         """Cameras [frame] of the images that ``read_images`` gives."""
