@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +168,8 @@ def resident_megabytes() -> float:
 
 
 def measure_memory(data: Path, side: int, num_scenes: int) -> list[tuple[int, float]]:
-    """Resident memory against scenes read, in a loader's own process: no scene comes twice."""
+    """Resident memory against scenes read: no scene comes twice. For a process of its own."""
+    torch.set_num_threads(1)
     real = samples_of(data, side)
     entries = [real.entries[i % len(real.entries)] for i in range(num_scenes)]
     with tempfile.TemporaryDirectory() as folder:
@@ -177,11 +181,25 @@ def measure_memory(data: Path, side: int, num_scenes: int) -> list[tuple[int, fl
         samples = samples_of(Path(folder), side)
         samples.collection.dataparser = real.collection.dataparser
         curve = []
-        for k in track(range(num_scenes), description="Memory", console=console, transient=True):
+        for k in range(num_scenes):
             samples[k]
             if k % (num_scenes // 40) == 0:
                 curve.append((k, resident_megabytes()))
     return curve
+
+
+def measure_memories(args: Args) -> dict[str, list[tuple[int, float]]]:
+    """Memory curves of all data sets, each from a new process."""
+    curves = {}
+    sets = list(zip(args.data, args.image_size))
+    for data, side in track(sets, description="Memory", console=console, transient=True):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _quiet) as process:
+            curves[f"{data.name}, {side} px"] = process.submit(measure_memory, data, side, args.num_scenes).result()
+    return curves
+
+
+def _quiet() -> None:
+    sys.stdout = io.StringIO()  # dataparsers talk
 
 
 def measure_opening() -> dict[str, float]:
@@ -245,11 +263,12 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     left.set_xticks(range(len(result["throughput"])))
     left.set_xticklabels([f"{row['data']}\n{row['image_size']} px" for row in result["throughput"]])
     left.set(ylabel="images per second / plain loop's", title="Reading training data")
-    left.legend(fontsize=8)
+    left.set_ylim(0, 2.4)
+    left.legend(fontsize=8, ncols=3, loc="upper left")
     for label, curve in result["memory"].items():
         right.plot(*zip(*curve), label=label)
     right.set(xlabel="scenes read", ylabel="resident memory in MB", title="Memory of a loader process", ylim=(0, None))
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="lower right")
     right.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
@@ -271,10 +290,7 @@ def main() -> None:
             "load_before": load_before,
             "batch": {"scenes": SCENES_PER_BATCH, "context_views": CONTEXT_VIEWS, "target_views": TARGET_VIEWS},
             "throughput": [measure_throughput(data, side, args) for data, side in zip(args.data, args.image_size)],
-            "memory": {
-                f"{data.name}, {side} px": measure_memory(data, side, args.num_scenes)
-                for data, side in zip(args.data, args.image_size)
-            },
+            "memory": measure_memories(args),
             "seconds_to_open_70000_scenes": measure_opening(),
         }
     write_json(args.output / "benchmark_data.json", result)

@@ -22,7 +22,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains about 
 import torch
 import tyro
 from benchmark_goals import goals
-from benchmark_lvsm import LVSM
 from benchmark_meters import GemmReplay, count_flops, milliseconds, on_meta, peak_bytes, recorded_gemms
 from benchmark_methods import PATH_FRAMES, Cached, Recomputing, Scene, Upstream
 from benchmark_tables import plot, tables
@@ -31,7 +30,9 @@ from rich.progress import track
 
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.evaluation.results import code_version, spread
-from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 
 console = Console()
 
@@ -80,19 +81,30 @@ class Args:
 
 def methods_of(preset: Preset, device: torch.device, precision: str) -> dict[str, Any]:
     """Everything that is compared, with weights of its own on the device."""
-    dtype = torch.bfloat16 if precision == "bf16" else None
     torch.manual_seed(0)
+
+    def build(config: NetworkConfig) -> SceneNetwork:
+        with torch.device(device):
+            network = config.build().eval()
+        network.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
+        if device.type == "meta":
+            network.chunk_tokens = sys.maxsize  # groups of views cost the same, and fewer of them are counted faster
+        return network
+
+    ours = preset.network
+    sizes = {name: getattr(ours, name) for name in ("width", "head_dim", "patch_size", "mlp_ratio")}
+    decoder_only = LVSMDecoderOnlyConfig(num_layers=2 * ours.num_layers, **sizes)
     # LVSM's encoder-decoder has 3,072 latent tokens: as many as three of its views.
-    latents = 3 * (preset.image_size // preset.network.patch_size) ** 2
-    with torch.device(device):
-        ours = EfficientLVSM(preset.network, autocast_dtype=dtype).eval()
-        lvsm = {
-            "lvsm-decoder": Cached(LVSM(preset.network, 0, dtype).eval()),
-            "lvsm-encoder-decoder": Cached(LVSM(preset.network, latents, dtype).eval()),
-        }
-    if device.type == "meta":
-        ours.chunk_tokens = sys.maxsize  # groups of views cost the same, and fewer of them are counted faster
-    return {"cached": Cached(ours), "recomputing": Recomputing(ours), "upstream": Upstream(ours), **lvsm}
+    latents = 3 * (preset.image_size // ours.patch_size) ** 2
+    encoder_decoder = LVSMEncoderDecoderConfig(num_layers=ours.num_layers, num_latents=latents, **sizes)
+    network = build(ours)
+    return {
+        "cached": Cached(network),
+        "recomputing": Recomputing(network),
+        "upstream": Upstream(network),
+        "lvsm-decoder": Cached(build(decoder_only)),
+        "lvsm-encoder-decoder": Cached(build(encoder_decoder)),
+    }
 
 
 def execute(method: Any, call: str, state: Any, scene: Scene, count: int) -> None:
