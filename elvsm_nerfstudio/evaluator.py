@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager
 from elvsm_nerfstudio.data.scenes import SceneEntry
-from elvsm_nerfstudio.evaluation.floors import copy_nearest
+from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
 from elvsm_nerfstudio.evaluation.protocols import Protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_image
@@ -34,7 +34,7 @@ class ImageResult:
     image: str
     context_views: int
     metrics: dict[str, float]
-    """With ``_copy_nearest``: what the image of the nearest context view scores as it is, the floor."""
+    """With ``_copy_nearest`` and ``_mean_of_context``: what the floors score."""
     encode_ms: float
     render_ms: float
     rgb: Tensor
@@ -140,14 +140,16 @@ class Evaluator:
         """Renders and scores each target of a scene from each number of context views."""
         results = []
         for count, memory, encode_ms in self._memories(scene):
-            floor = copy_nearest(scene.views.context.select(range(count)), scene.views.target)[0]
+            context = scene.views.context.select(range(count))
+            floors = {name: floor(context, scene.views.target)[0] for name, floor in FLOORS.items()}
             for index, name in enumerate(scene.target_names):
                 camera = scene.cameras[index : index + 1]
                 outputs, render_ms = self._timed(lambda m=memory, c=camera: self.model.render(m, c))
                 truth = scene.views.target.rgb[0, index]
                 metrics = image_metrics(outputs["rgb"], truth)
-                of_floor = {f"{k}_copy_nearest": v for k, v in image_metrics(floor[index], truth).items()}
-                results.append(ImageResult(name, count, {**metrics, **of_floor}, encode_ms, render_ms, outputs["rgb"]))
+                for floor, rgb in floors.items():
+                    metrics |= {f"{k}_{floor}": v for k, v in image_metrics(rgb[index], truth).items()}
+                results.append(ImageResult(name, count, metrics, encode_ms, render_ms, outputs["rgb"]))
         return results
 
     def sheet(self, scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
@@ -159,7 +161,7 @@ class Evaluator:
 
     def _memories(self, scene: EvaluationScene) -> Iterator[tuple[int, SceneMemory, float]]:
         """The memory of each number of context views, and the time in ms that it took to get there."""
-        views, network = scene.views, self.model.network
+        views, network = scene.views, self.model.rendering_network
         counts = self.protocol.context_views or (views.context.num_views,)
         if not self.protocol.one_memory:
             for count in counts:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
 import torch
 import tyro
+import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -19,7 +21,11 @@ from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
-from elvsm_nerfstudio.nn.network import NetworkConfig
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.weights_file import load_weights
+from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
+from elvsm_nerfstudio.training.repa import Repa, RepaConfig
 from elvsm_nerfstudio.views import Views, ViewSet
 
 
@@ -40,8 +46,26 @@ class EfficientLVSMModelConfig(ModelConfig):
     canonical_frame: Literal["context", "context+target"] = "context"
     """Cameras that fix the canonical frame. 'context' also works where targets are not known, as in the viewer;
     'context+target' is the paper's evaluation protocol."""
+    checkpoint: Optional[Path] = None
+    """Weights to start from, of the same network: a file of scripts/export_weights.py, a run's step-*.ckpt, or one in
+    the authors' layout (.pt, .safetensors). Steps, learning rate and optimiser start anew; to go on with a run give
+    --load-dir instead."""
+    repa: RepaConfig = field(default_factory=RepaConfig)
+    """A teacher whose features the network's are drawn to in training."""
+    gradient_checkpointing: bool = False
+    """Whether training keeps only what goes into each block, and computes the rest again on the way back: less memory,
+    about a third more time, the same gradients."""
+    perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
+    """A perceptual loss beside the mean squared error."""
+    nearest_views: Optional[int] = None
+    """Renders each camera from only that many context views, those placed best for it, so that a frame costs the same
+    however many there are; all of them if absent. Means nothing in training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the transformer: bf16 autocast, or fp32. 'auto' takes bf16 where the device computes in it."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read from a run's config.yml: options that are younger than the run are as they would have been."""
+        self.__dict__.update({**type(self)().__dict__, **state})
 
 
 class RenderOutputs(dict[str, Tensor]):
@@ -85,6 +109,17 @@ class EfficientLVSMModel(Model):
     def populate_modules(self) -> None:
         super().populate_modules()
         self.network = self.config.network.build()
+        self.network.gradient_checkpointing = self.config.gradient_checkpointing
+        self.average: Optional[WeightAverage] = None
+        """Where training keeps averaged weights."""
+        if self.config.checkpoint is not None:
+            try:
+                _check_run(self.network, self.config.checkpoint)
+                load_weights(self.network, self.config.checkpoint)
+            except ValueError as error:
+                raise ValueError(f"--pipeline.model.checkpoint {error}") from None
+        self.repa = None if self.config.repa.teacher == "none" else Repa(self.config.repa, self.network)
+        self.perceptual_loss: Optional[PerceptualLoss] = self.config.perceptual.build()
         self._context: Optional[Context] = None
         # What was encoded, dropped views included, and the part of it that is the context.
         self._memory: Optional[tuple[SceneMemory, SceneMemory]] = None
@@ -94,10 +129,18 @@ class EfficientLVSMModel(Model):
     def to(self, *args, **kwargs) -> EfficientLVSMModel:
         super().to(*args, **kwargs)
         self.network.autocast_dtype = autocast_dtype(self.config.precision, self.device)
+        if self.perceptual_loss is not None:
+            self.perceptual_loss.to(self.device, self.network.autocast_dtype or torch.float32)
         return self
 
+    @property
+    def rendering_network(self) -> SceneNetwork:
+        """What evaluates and renders: the averaged weights where training keeps them, else those that are trained."""
+        return self.network if self.average is None else self.average.network
+
     def get_param_groups(self) -> dict[str, list[Parameter]]:
-        return {"network": list(self.network.parameters())}
+        projectors = [] if self.repa is None else list(self.repa.parameters())
+        return {"network": [*self.network.parameters(), *projectors]}
 
     # Context
 
@@ -148,13 +191,14 @@ class EfficientLVSMModel(Model):
     def set_precision(self, precision: Literal["auto", "bf16", "fp32"]) -> None:
         """Computes in another precision from now on; the context is then encoded again."""
         self.network.autocast_dtype = autocast_dtype(precision, self.device)
+        self.rendering_network.autocast_dtype = self.network.autocast_dtype
 
     @torch.no_grad()
     def memory(self) -> SceneMemory:
         """The encoded context, up to date with views, weights and precision; encodes what is missing."""
         context = self._require_context()
         dtype = self.network.autocast_dtype or next(self.network.parameters()).dtype
-        made_by = self.network.weights_token(), dtype, self.device
+        made_by = self.rendering_network.weights_token(), dtype, self.device
         known, current = self._memory or (None, None)
         if known is None or (known.weights, known.dtype, known.device) != made_by:
             known = current = self._encode(context, context.ids)
@@ -172,10 +216,10 @@ class EfficientLVSMModel(Model):
             if not kept:
                 return self._encode(context, missing)
             known = known.select(kept)
-        return self.network.append(known, self._views(context, missing), missing) if missing else known
+        return self.rendering_network.append(known, self._views(context, missing), missing) if missing else known
 
     def _encode(self, context: Context, ids: Sequence[int]) -> SceneMemory:
-        return self.network.encode(self._views(context, ids), context.frame.to(self.device), ids)
+        return self.rendering_network.encode(self._views(context, ids), context.frame.to(self.device), ids)
 
     def _views(self, context: Context, ids: Sequence[int]) -> Views:
         return context.views.select([context.ids.index(id) for id in ids]).to(self.device)
@@ -190,7 +234,11 @@ class EfficientLVSMModel(Model):
     def get_outputs(self, ray_bundle: ViewSet) -> dict[str, Tensor]:
         """Renders the targets of a batch of view sets: ``rgb`` [scene, view, height, width, 3]."""
         views = ray_bundle
-        return {"rgb": self.network(views.context, views.target, self.frame_of(views))}
+        if self.repa is not None and self.training:
+            rgb, repa = self.repa(self.network, views, self.frame_of(views))
+            return {"rgb": rgb, "repa": repa}
+        network = self.network if self.training else self.rendering_network
+        return {"rgb": network(views.context, views.target, self.frame_of(views))}
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"psnr": psnr(outputs["rgb"].detach(), batch["image"])}
@@ -198,7 +246,12 @@ class EfficientLVSMModel(Model):
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: Optional[dict[str, Tensor]] = None
     ) -> dict[str, Tensor]:
-        return {"mse": (outputs["rgb"] - batch["image"]).square().mean()}
+        losses = {"mse": (outputs["rgb"] - batch["image"]).square().mean()}
+        if "repa" in outputs:
+            losses["repa"] = self.config.repa.weight * outputs["repa"]
+        if self.perceptual_loss is not None:
+            losses["perceptual"] = self.config.perceptual.weight * self.perceptual_loss(outputs["rgb"], batch["image"])
+        return losses
 
     # Rendering
 
@@ -217,7 +270,7 @@ class EfficientLVSMModel(Model):
         """Renders one camera, of shape () or (1,), from a scene's memory."""
         camera = camera.reshape((1,)).to(self.device)
         target = views_from_cameras(camera, self.config.network.patch_size)
-        rgb = self.network.decode(memory, target)[0, 0]
+        rgb = self.rendering_network.decode(memory, target, self.config.nearest_views)[0, 0]
         return RenderOutputs(rgb=rgb[: int(camera.height[0]), : int(camera.width[0])])
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
@@ -243,6 +296,17 @@ def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"
 def _joined(views: Views, more: Views) -> Views:
     pairs = ((getattr(v, f) for v in (views, more)) for f in ("camera_to_world", "directions", "intrinsics", "rgb"))
     return Views(*(torch.cat([mine, theirs.to(mine.device)], dim=1) for mine, theirs in pairs))
+
+
+def _check_run(network: SceneNetwork, checkpoint: Path) -> None:
+    """Raises ValueError where a checkpoint lies in the folder of a run of another network. Its tensors do not tell all:
+    a camera encoding has none."""
+    path = checkpoint.parent.parent / "config.yml"
+    if checkpoint.suffix != ".ckpt" or not path.is_file():
+        return
+    found = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.model.network
+    if type(found) is not type(network.config) or found.describe() != network.config.describe():
+        raise ValueError(f"{checkpoint}: found a run of {found}, expected {network.config}")
 
 
 def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.utils import writer
+from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import sheet, write_json
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
+from elvsm_nerfstudio.training.perceptual import PerceptualLossConfig
+from elvsm_nerfstudio.training.repa import PROJECTORS, RepaConfig
 from elvsm_nerfstudio.viewer import FOLDER, ContextControls
 
 
@@ -63,6 +65,12 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 f"--pipeline.datamanager.image-size {size[0]} {size[1]}: expected multiples of the patch size {patch} "
                 "(--pipeline.model.network.patch-size)"
             )
+        start = config.model.checkpoint
+        if test_mode != "val" and start is not None and not start.exists():
+            CONSOLE.print(f"[yellow]{start}, which this run started from, is gone; its own checkpoint does without.")
+            config = replace(config, model=replace(config.model, checkpoint=None))
+        if test_mode != "val":  # only training needs a teacher and a perceptual loss, and has their weights
+            config = replace(config, model=replace(config.model, repa=RepaConfig(), perceptual=PerceptualLossConfig()))
         # An unknown name is an error now and not after the training.
         self._protocol = None if config.protocol is None else find_protocol(config.protocol)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
@@ -79,6 +87,11 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
     # Training
 
+    @property
+    def tokens_per_batch(self) -> int:
+        """Tokens of the last training batch, context and targets."""
+        return self.datamanager.pixels_per_batch // self.config.model.network.patch_size**2
+
     def get_train_loss_dict(self, step: int):
         outputs, losses, metrics = super().get_train_loss_dict(step)
         metrics["skipped_scenes"] = torch.tensor(float(sum(self.datamanager.skipped_scenes.values())))
@@ -89,10 +102,11 @@ class EfficientLVSMPipeline(VanillaPipeline):
             for name, optimizer in attributes.optimizers.optimizers.items():
                 writer.put_scalar(f"gradient_norm/{name}", optimizer.gradient_norm, step)
                 writer.put_scalar(f"skipped_steps/{name}", optimizer.skipped_steps, step)
+                writer.put_scalar(f"nonfinite_steps/{name}", optimizer.nonfinite_steps, step)
 
         def list_skipped(step: int) -> Optional[Path]:
             skipped = self.datamanager.skipped_scenes
-            if not skipped or attributes.trainer.local_rank != 0:
+            if not skipped or not comms.is_main_process():
                 return None
             path = attributes.trainer.base_dir / "skipped_scenes.json"
             write_json(path, dict(sorted(skipped.items(), key=lambda item: -item[1])))
@@ -129,14 +143,21 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
     @torch.no_grad()
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Metrics of one evaluated scene's first target, and its sheet: context, targets, predictions."""
+        """Metrics of one evaluated scene's first target, and a picture of the scene.
+
+        Its rows are context, targets, predictions, and how far each colour is off: absolute, black is right.
+        """
         with self._evaluating():
             evaluator = Evaluator(self.model, self.datamanager, configured_protocol(self.model, self.datamanager))
             entries = self.datamanager.eval_entries
             scene = evaluator.scene(entries[step % len(entries)], self.datamanager.config.num_target_views)
             results = evaluator.score(scene)
             height, width = results[0].rgb.shape[:2]
-            return {**results[0].metrics, "num_rays": height * width}, {"views": evaluator.sheet(scene, results)}
+            context, targets = (list(views.rgb[0]) for views in (scene.views.context, scene.views.target))
+            predictions = [result.rgb for result in results]
+            errors = [(prediction - target).abs() for prediction, target in zip(predictions, targets)]
+            picture = sheet([context, targets, predictions, errors])
+            return {**results[0].metrics, "num_rays": height * width}, {"views": picture}
 
     @torch.no_grad()
     def get_average_eval_image_metrics(
@@ -145,10 +166,11 @@ class EfficientLVSMPipeline(VanillaPipeline):
         """Metrics over every target of every scene of the evaluated split.
 
         Means are per image (``psnr``) and per scene, i.e. of the scenes' means (``psnr_per_scene``). Those that end in
-        ``_copy_nearest`` are the floor: what the image of the nearest context view scores as it is. In ns-eval a
-        protocol with several numbers of context views gives such averages for each, under ``by_context_views``, and
-        what was evaluated is recorded with the result. Times are not part of it, so that the same evaluation gives the
-        same result; they are written beside it, with a row for every image, where ns-eval says where to write.
+        ``_copy_nearest`` and ``_mean_of_context`` are floors: what the image of the nearest context view, and the mean
+        of all of them, score as they are. In ns-eval a protocol with several numbers of context views gives such
+        averages for each, under ``by_context_views``, and what was evaluated is recorded with the result. Times are not
+        part of it, so that the same evaluation gives the same result; they are written beside it, with a row for every
+        image, where ns-eval says where to write.
 
         Args:
             output_path: folder for pictures: each scene's sheet and each prediction, lossless.
@@ -181,7 +203,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
     # Checkpoints
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: Optional[bool] = None):
-        """Loads a run's weights.
+        """Loads a run's weights; outside of training without the projectors of REPA.
 
         Raises:
             ValueError: listing what is missing, unexpected or misshaped. (nerfstudio would silently load what fits.)
@@ -190,6 +212,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
         model_state = {
             k[len(prefix) :].removeprefix("module."): v for k, v in state_dict.items() if k.startswith(prefix)
         }
+        if self.test_mode != "val":
+            model_state = {k: v for k, v in model_state.items() if not k.startswith(PROJECTORS)}
         try:
             check_state(self.model, model_state)
         except ValueError as error:

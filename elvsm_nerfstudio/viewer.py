@@ -227,7 +227,7 @@ class ContextControls:
         height, width = int(camera.height[0]), int(camera.width[0])
         if watched:
             patch = model.config.network.patch_size
-            rgb, shares = decode_with_attention(model.network, memory, views_from_cameras(camera, patch))
+            rgb, shares = decode_with_attention(model.rendering_network, memory, views_from_cameras(camera, patch))
             decoded = self._now()
             outputs = {"rgb": rgb[0, 0], **self._maps(shares[0, 0], memory.ids, patch)}
             outputs = {name: map[:height, :width] for name, map in outputs.items()}

@@ -3,7 +3,13 @@
 from elvsm_nerfstudio.unavailable import Unavailable
 
 try:
-    from elvsm_nerfstudio.method_configs.efficient_lvsm import efficient_lvsm, efficient_lvsm_tiny
+    from elvsm_nerfstudio.method_configs.efficient_lvsm import (
+        efficient_lvsm,
+        efficient_lvsm_512,
+        efficient_lvsm_object,
+        efficient_lvsm_tiny,
+    )
+    from elvsm_nerfstudio.method_configs.efficient_lvsm_plus import efficient_lvsm_plus, efficient_lvsm_plus_tiny
     from elvsm_nerfstudio.method_configs.lvsm import (
         lvsm_decoder_only,
         lvsm_decoder_only_tiny,
@@ -12,13 +18,25 @@ try:
     )
 except Exception as error:  # whatever is broken, the other methods are not
     efficient_lvsm = efficient_lvsm_tiny = Unavailable(error)
+    efficient_lvsm_512 = efficient_lvsm_object = Unavailable(error)
+    efficient_lvsm_plus = efficient_lvsm_plus_tiny = Unavailable(error)
     lvsm_decoder_only = lvsm_decoder_only_tiny = lvsm_encoder_decoder = lvsm_encoder_decoder_tiny = Unavailable(error)
+
+try:
+    from elvsm_nerfstudio.method_configs.splatfacto_sparse import splatfacto_sparse
+except Exception as error:
+    splatfacto_sparse = Unavailable(error)
 
 __all__ = [
     "efficient_lvsm",
+    "efficient_lvsm_plus",
+    "efficient_lvsm_plus_tiny",
+    "efficient_lvsm_512",
+    "efficient_lvsm_object",
     "efficient_lvsm_tiny",
     "lvsm_decoder_only",
     "lvsm_decoder_only_tiny",
     "lvsm_encoder_decoder",
     "lvsm_encoder_decoder_tiny",
+    "splatfacto_sparse",
 ]

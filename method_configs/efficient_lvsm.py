@@ -1,21 +1,26 @@
-"""Efficient-LVSM at the paper's size, and small enough for a CPU."""
+"""Efficient-LVSM at the paper's size for scenes, for larger images and for objects, and small enough for a CPU.
+
+What each needs of memory and time per step: docs/training.md.
+"""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
 
+import tyro
 from nerfstudio.configs.base_config import ViewerConfig
-from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManagerConfig
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipelineConfig
+from elvsm_nerfstudio.trainer import EfficientLVSMTrainerConfig
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig, WarmupSchedulerConfig
+from elvsm_nerfstudio.training.perceptual import PerceptualLossConfig
 
-_base = TrainerConfig(
+_base = EfficientLVSMTrainerConfig(
     method_name="efficient-lvsm",
     steps_per_save=2000,
     steps_per_eval_batch=500,
@@ -25,7 +30,7 @@ _base = TrainerConfig(
     mixed_precision=False,
     pipeline=EfficientLVSMPipelineConfig(
         datamanager=ViewSetDataManagerConfig(view_sampler="bounded-gap", frame_gap=(25, 192)),
-        model=EfficientLVSMModelConfig(),
+        model=EfficientLVSMModelConfig(perceptual=PerceptualLossConfig(backbone="vgg19")),
     ),
     optimizers={
         "network": {
@@ -43,7 +48,58 @@ efficient_lvsm = MethodSpecification(
 )
 
 
-def _tiny() -> TrainerConfig:
+def _large() -> EfficientLVSMTrainerConfig:
+    """The second stage of the official training: 20,000 steps on from the 256 px weights, in the official code with a
+    batch of 128 scenes in all. Gradient checkpointing, because a view is 4,096 tokens, is ours."""
+    config = replace(deepcopy(_base), method_name="efficient-lvsm-512", max_num_iterations=20000)
+    config.pipeline = replace(
+        config.pipeline,
+        datamanager=replace(config.pipeline.datamanager, image_size=(512, 512)),
+        model=replace(config.pipeline.model, checkpoint=tyro.MISSING, gradient_checkpointing=True),
+    )
+    config.optimizers = {
+        "network": {
+            "optimizer": AdamWOptimizerConfig(lr=1e-4),
+            "scheduler": WarmupSchedulerConfig(warmup_steps=1000, decay="constant"),
+        }
+    }
+    return config
+
+
+efficient_lvsm_512 = MethodSpecification(
+    config=_large(),
+    description="Efficient-LVSM at 512 px, on from weights of 256 px: --pipeline.model.checkpoint WEIGHTS (199 M).",
+)
+
+
+def _object() -> EfficientLVSMTrainerConfig:
+    """Unordered views from all around an object: 4 are context, one from each of as many arcs, 8 others are targets.
+
+    So the official training on objects; but there transparent pixels are black (here white, as in object sets mostly),
+    and all views that are left are targets (here 8, LVSM's number).
+    """
+    config = replace(deepcopy(_base), method_name="efficient-lvsm-object")
+    config.pipeline = replace(
+        config.pipeline,
+        datamanager=replace(
+            config.pipeline.datamanager,
+            num_context_views=4,
+            num_target_views=8,
+            targets_include_context=False,
+            view_sampler="angular-groups",
+            background="white",
+        ),
+    )
+    return config
+
+
+efficient_lvsm_object = MethodSpecification(
+    config=_object(),
+    description="Efficient-LVSM for objects: 4 context views from all around, 8 targets, on white (199 M, 256 px).",
+)
+
+
+def _tiny() -> EfficientLVSMTrainerConfig:
     config = replace(deepcopy(_base), method_name="efficient-lvsm-tiny", max_num_iterations=10000)
     config.pipeline = replace(
         config.pipeline,
@@ -57,7 +113,11 @@ def _tiny() -> TrainerConfig:
             view_sampler="random",
             num_workers=1,
         ),
-        model=replace(config.pipeline.model, network=EfficientLVSMConfig(width=256, num_layers=4, init_std=0.035)),
+        model=replace(
+            config.pipeline.model,
+            network=EfficientLVSMConfig(width=256, num_layers=4, init_std=0.035),
+            perceptual=PerceptualLossConfig(backbone="none"),
+        ),
     )
     config.optimizers = {
         "network": {

@@ -1,7 +1,10 @@
-"""Makes a run directory from the weights of another one, for other data or another protocol, without training.
+"""Makes a run directory from weights, for any data and protocol, without training.
 
-nerfstudio's programs take everything from a run's config.yml: `ns-eval`, `ns-render` and `ns-viewer` then work on the
-new run as on any other.
+    python scripts/make_run.py --checkpoint WEIGHTS --data DATA    # published or exported weights, or a step-*.ckpt
+    python scripts/make_run.py --from-run outputs/.../config.yml --data DATA --protocol wide-range    # another run's
+
+Prints the new run's config.yml. nerfstudio's programs take everything from there: `ns-eval`, `ns-render` and
+`ns-viewer` then work on it as on any run that was trained.
 """
 
 from __future__ import annotations
@@ -9,26 +12,42 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+import torch
 import tyro
 import yaml
+from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
 
+from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.nn.network import NetworkConfig
+from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX, load_weights, read_weights
+from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
 
 
 @dataclass
 class Args:
     """Options."""
 
-    from_run: Path
-    """config.yml of the run whose weights are taken."""
+    checkpoint: Optional[Path] = None
+    """Weights: a file of scripts/export_weights.py, a run's step-*.ckpt, or one in the authors' layout (.pt,
+    .safetensors). Its architecture and sizes are those of the new run."""
+    from_run: Optional[Path] = None
+    """Instead of --checkpoint: config.yml of the run whose weights and options are taken."""
+    method: Optional[str] = None
+    """With --checkpoint: the method whose options are taken, e.g. image size and background; the first one of the
+    weights' network if absent (for Efficient-LVSM of the paper's size: efficient-lvsm)."""
     data: Optional[Path] = None
-    """Other data: anything that ns-train takes."""
+    """Anything that ns-train takes; needed with --checkpoint."""
+    dataparser: Optional[str] = None
+    """How --data is read where it is not in nerfstudio's own format: blender-data, colmap, ..."""
     protocol: Optional[str] = None
     """How ns-eval shall score; by the run's own options if absent."""
     evaluation_index: Optional[Path] = None
@@ -40,23 +59,27 @@ class Args:
     output_dir: Path = Path("outputs")
     """Folder of the new run's experiment."""
     name: Optional[str] = None
-    """Name of the new run's experiment; from_run's, the data and the protocol if absent."""
+    """Name of the new run's experiment; that of the weights, the data and the protocol if absent."""
 
 
 def make_run(args: Args) -> Path:
     """Writes the run and returns its config.yml.
 
     Raises:
-        ValueError: for a run without weights, unknown protocols and data that cannot be opened.
+        ValueError: for weights that cannot be used, unknown methods and protocols, and data that cannot be opened.
     """
-    if not args.from_run.is_file():
-        raise ValueError(f"--from-run {args.from_run} does not exist; expected the config.yml of a run")
-    config = yaml.load(args.from_run.read_text(), Loader=yaml.Loader)
-    if not isinstance(config, TrainerConfig) or not hasattr(config.pipeline, "protocol"):
-        raise ValueError(f"--from-run {args.from_run} is no config of a method of this package")
-    checkpoints = sorted((args.from_run.parent / "nerfstudio_models").glob("step-*.ckpt"))
-    if not checkpoints:
-        raise ValueError(f"{args.from_run.parent}/nerfstudio_models holds no checkpoint; train the run first")
+    if (args.checkpoint is None) == (args.from_run is None):
+        raise ValueError("give either --checkpoint WEIGHTS --data DATA or --from-run CONFIG")
+    if args.checkpoint is None:
+        if args.method is not None:
+            raise ValueError(f"--method {args.method} is for --checkpoint; --from-run brings its own method")
+        config, source = read_config(args.from_run, "--from-run"), last_checkpoint(args.from_run)
+    else:
+        if args.data is None:
+            raise ValueError("--checkpoint needs --data: what the weights are to be used on")
+        config, source = _config_for(args.checkpoint, args.method), None
+        config.experiment_name = args.checkpoint.stem
+    config.pipeline.model.checkpoint = None  # the run has the weights itself
 
     datamanager = config.pipeline.datamanager
     config.pipeline.protocol = args.protocol and find_protocol(args.protocol).name
@@ -64,6 +87,8 @@ def make_run(args: Args) -> Path:
         datamanager.data, datamanager.evaluation_index, datamanager.scene = args.data, None, None
         datamanager.context_frames = None
         config.data = args.data
+    if args.dataparser is not None:
+        datamanager.dataparser = deepcopy(_find(all_dataparsers, args.dataparser, "--dataparser"))
     if args.evaluation_index is not None:
         datamanager.evaluation_index = args.evaluation_index
     if args.num_context_views is not None:
@@ -82,10 +107,85 @@ def make_run(args: Args) -> Path:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "nerfstudio_models").mkdir(parents=True)
-    _link_or_copy(checkpoints[-1], partial / "nerfstudio_models" / checkpoints[-1].name)
+    if source is not None:
+        _link_or_copy(source, partial / "nerfstudio_models" / source.name)
+    else:
+        _write_checkpoint(partial / "nerfstudio_models" / "step-000000000.ckpt", args.checkpoint, config)
     (partial / "config.yml").write_text(yaml.dump(config))
     os.rename(partial, folder)
     return folder / "config.yml"
+
+
+def read_config(path: Path, option: str) -> TrainerConfig:
+    """The config of a run of this package.
+
+    Raises:
+        ValueError: naming the option, where it is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"{option} {path} does not exist; expected the config.yml of a run")
+    config = yaml.load(path.read_text(), Loader=yaml.Loader)
+    if not isinstance(config, TrainerConfig) or not hasattr(config.pipeline, "protocol"):
+        raise ValueError(f"{option} {path} is no config of a method of this package")
+    return config
+
+
+def last_checkpoint(config: Path) -> Path:
+    """A run's last checkpoint.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    checkpoints = list_checkpoints(config.parent / "nerfstudio_models")
+    if not checkpoints:
+        raise ValueError(f"{config.parent}/nerfstudio_models holds no checkpoint; train the run first")
+    return checkpoints[-1]
+
+
+def _config_for(checkpoint: Path, method: Optional[str]) -> TrainerConfig:
+    """A method's config with the network that the weights are of."""
+    run = checkpoint.parent.parent / "config.yml"
+    if checkpoint.suffix == ".ckpt" and run.is_file():
+        raise ValueError(f"--checkpoint {checkpoint} belongs to a run, which knows more of it; give --from-run {run}")
+    network = read_weights(checkpoint).config
+    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
+    methods = {spec.config.method_name: spec.config for spec in specifications if isinstance(spec, MethodSpecification)}
+    if method is None:
+        fitting = [name for name, config in methods.items() if _same(config.pipeline.model.network, network)]
+        if not fitting:
+            raise ValueError(
+                f"--checkpoint {checkpoint} is of no registered method's network ({network.describe()}); say with "
+                f"--method whose other options to take: {', '.join(methods)}"
+            )
+        method = fitting[0]
+    config = deepcopy(_find(methods, method, "--method"))
+    expected = type(config.pipeline.model.network)
+    if type(network) is not expected:
+        raise ValueError(
+            f"--checkpoint {checkpoint}: found weights for {type(network).__name__}, expected {expected.__name__}, the "
+            f"network of --method {method}"
+        )
+    config.pipeline.model.network = network
+    return config
+
+
+def _same(one: NetworkConfig, other: NetworkConfig) -> bool:
+    return type(one) is type(other) and one.describe() == other.describe()
+
+
+def _find(known: dict, name: str, option: str):
+    if name not in known:
+        raise ValueError(f"{option} {name} is unknown; expected one of {', '.join(known)}")
+    return known[name]
+
+
+def _write_checkpoint(path: Path, weights: Path, config: TrainerConfig) -> None:
+    """What nerfstudio reads of a run's checkpoint to evaluate it."""
+    network = config.pipeline.model.network.build()
+    load_weights(network, weights)
+    state = {f"{RUN_PREFIX}{name}": x for name, x in network.state_dict().items()}
+    # An empty parameter that nerfstudio's Model has.
+    write_checkpoint(path, {"step": 0, "pipeline": {**state, "_model.device_indicator_param": torch.empty(0)}})
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

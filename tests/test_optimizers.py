@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -51,6 +52,7 @@ def test_untrustworthy_steps_are_skipped_counted_and_stopped(bad):
     assert all(torch.equal(p, q) for p, q in zip(params, before)) and not optimizer.state
     step(0.1)
     assert optimizer.skipped_steps == 1 and optimizer.skips_in_a_row == 0
+    assert optimizer.nonfinite_steps == (0 if math.isfinite(bad) else 1)
     assert not torch.equal(params[0], before[0])
     step(bad)
     step(bad)
@@ -76,3 +78,32 @@ def test_schedulers_state_is_read_back_without_pickled_code(tmp_path):
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, tmp_path / "state.pt")
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert loaded["scheduler"]["_last_lr"] == [5e-4, 5e-4]
+
+
+def test_state_goes_on_counting_and_reads_what_an_unfused_optimizer_left():
+    first, second, third = ([torch.nn.Parameter(p.detach().clone()) for p in parameters()] for _ in range(3))
+    ours, resumed, older = (AdamWOptimizerConfig(lr=0.1).setup(params=p) for p in (first, second, third))
+    assert all(group["fused"] for group in ours.param_groups)
+
+    def step(optimizer, params, value: float) -> None:
+        for p in params:
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+
+    for value in (0.3, math.nan, -0.2):
+        step(ours, first, value)
+    state = deepcopy(ours.state_dict())
+    for params, optimizer in ((second, resumed), (third, older)):
+        for mine, other in zip(params, first):
+            mine.data.copy_(other.data)
+        optimizer.load_state_dict(deepcopy(state))
+        # As nerfstudio's checkpoints hold it, from before steps were fused and counted.
+        state = {
+            "state": state["state"],
+            "param_groups": [{**group, "fused": None} for group in state["param_groups"]],
+        }
+    assert (resumed.skipped_steps, resumed.nonfinite_steps, older.skipped_steps) == (1, 1, 0)
+    assert all(group["fused"] for group in older.param_groups)
+    for params, optimizer in ((first, ours), (second, resumed), (third, older)):
+        step(optimizer, params, 0.1)
+        assert all(torch.equal(mine, other) for mine, other in zip(params, first))

@@ -7,7 +7,6 @@ from elvsm_nerfstudio.nn.published_weights import (
     from_published,
     load_published,
     published_config,
-    read_published,
     to_published,
 )
 
@@ -82,13 +81,3 @@ def test_names_of_another_architecture_are_refused():
             from_published(other)
     with pytest.raises(ValueError, match="LVSMDecoderOnlyConfig: the weights have no decoder or no head"):
         published_config({"transformer_input_layernorm.weight": torch.zeros(32)})
-
-
-def test_checkpoint_files_are_read_without_executing_code(tmp_path):
-    source, target = networks()
-    torch.save({"model": to_published(source.state_dict()), "epoch": 3}, tmp_path / "published.pt")
-    load_published(target, read_published(tmp_path / "published.pt"))
-    assert torch.equal(source.head.weight, target.head.weight)
-    torch.save({"model": "not weights"}, tmp_path / "wrong.pt")
-    with pytest.raises(ValueError, match="wrong.pt: expected a state dict"):
-        read_published(tmp_path / "wrong.pt")

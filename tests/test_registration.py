@@ -18,6 +18,8 @@ HEAVY = (
     "trimesh",
     "open3d",
     "skimage",
+    "transformers",
+    "onnx",
     "torchmetrics.image.lpip",
 )
 
@@ -35,8 +37,10 @@ ALLOWED = {
     "evaluator": {"views", "nn", "evaluation", "data", "model"},
     "frustums": {"data"},
     "viewer": {"views", "nn", "cameras", "data", "model", "frustums"},
+    "splatting": {"geometry", "cameras", "data", "evaluation"},
     "pipeline": {"views", "geometry", "nn", "training", "evaluation", "data", "model", "evaluator", "viewer"},
-    "method_configs": {"nn", "training", "data", "model", "pipeline", "unavailable"},
+    "trainer": {"nn", "training", "pipeline"},
+    "method_configs": {"nn", "training", "data", "model", "pipeline", "trainer", "splatting", "unavailable"},
 }
 TORCH_ONLY = ("views", "geometry", "nn")
 
@@ -50,7 +54,9 @@ def test_entry_points_are_the_methods_names():
 
     ours = [point for point in entry_points(group="nerfstudio.method_configs") if "elvsm" in point.value]
     lvsm = [f"lvsm-{kind}{size}" for kind in ("decoder-only", "encoder-decoder") for size in ("", "-tiny")]
-    assert sorted(point.name for point in ours) == ["efficient-lvsm", "efficient-lvsm-tiny", *lvsm]
+    kinds = ("", "-512", "-object", "-plus", "-plus-tiny", "-tiny")
+    names = [*(f"efficient-lvsm{kind}" for kind in kinds), *lvsm, "splatfacto-sparse"]
+    assert sorted(point.name for point in ours) == names
     for point in ours:
         spec = point.load()
         assert isinstance(spec, MethodSpecification) and spec.config.method_name == point.name
@@ -70,12 +76,19 @@ def test_sizes_of_the_methods():
 
     counts = {}
     for name in method_configs.__all__:
+        if name == "splatfacto_sparse":  # Gaussians, no network
+            continue
         pipeline = getattr(method_configs, name).config.pipeline
         with torch.device("meta"):
             counts[name] = sum(p.numel() for p in pipeline.model.network.build().parameters())
-        assert pipeline.datamanager.image_size == ((64, 64) if name.endswith("tiny") else (256, 256))
+        side = 64 if name.endswith("tiny") else 512 if name.endswith("512") else 256
+        assert pipeline.datamanager.image_size == (side, side)
     assert counts == {
         "efficient_lvsm": 199_070_208,
+        "efficient_lvsm_512": 199_070_208,
+        "efficient_lvsm_object": 199_070_208,
+        "efficient_lvsm_plus": 199_070_208,
+        "efficient_lvsm_plus_tiny": 7_636_480,
         "efficient_lvsm_tiny": 7_636_480,
         "lvsm_decoder_only": 170_795_520,
         "lvsm_decoder_only_tiny": 7_640_576,
@@ -95,10 +108,11 @@ def test_configs_survive_yaml():
 
 
 def test_importing_the_methods_is_light():
-    """Nothing heavy is imported beyond what nerfstudio's trainer and data managers import themselves."""
+    """Nothing heavy is imported beyond what nerfstudio's trainer, data managers and own methods import themselves."""
     result = run_python(
         "import sys\n"
         "import nerfstudio.engine.trainer, nerfstudio.data.datamanagers.base_datamanager\n"
+        "import nerfstudio.models.splatfacto\n"
         "before = set(sys.modules)\n"
         "import elvsm_nerfstudio.method_configs as m\n"
         "assert m.efficient_lvsm.config.method_name == 'efficient-lvsm', m.efficient_lvsm\n"
@@ -117,7 +131,7 @@ def test_a_broken_installation_does_not_stop_other_methods():
         "print(sorted(m for m in (*methods, *all_dataparsers) if 'lvsm' in m or 'posed-json' in m))"
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 8
+    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 13
     assert result.stdout.strip().endswith("[]")
 
 
@@ -147,5 +161,5 @@ def test_rooms_import_only_what_lies_below_them(room, path):
                 assert parts[1] in allowed, f"{where}; {room} may import {sorted(allowed)}"
             if room in TORCH_ONLY:
                 known = (*sys.stdlib_module_names, "torch", "einops", "jaxtyping", "elvsm_nerfstudio", "__future__")
-                known += ("safetensors",) if path.name == "memory_file.py" else ()
+                known += ("safetensors",) if path.name in ("memory_file.py", "weights_file.py") else ()
                 assert parts[0] in known, f"{where}; {room} may import torch, einops and jaxtyping only"

@@ -20,10 +20,10 @@ import yaml
 from browser import Browser, find_chromium, wait_for
 from conftest import tiny_pipeline
 
-pytestmark = [
-    pytest.mark.slow,  # a minute, and not yet shown to be stable on a busy machine
-    pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)"),
-]
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
+
+PATIENCE = 90
+"""Seconds to wait for anything on the page: a busy machine renders slowly."""
 
 # viser 0.2.7 says this of the handle of nerfstudio's crop box, whatever the method.
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
@@ -68,7 +68,7 @@ def server(run, tmp_path) -> Iterator[tuple[str, Path]]:
             return False
 
     try:
-        wait_for(answers, 60, "ns-viewer")
+        wait_for(answers, PATIENCE, "ns-viewer")
         yield url, log
     finally:
         process.terminate()
@@ -102,7 +102,7 @@ def picture(page: Browser) -> np.ndarray:
         still = all(np.array_equal(shots[0], other) for other in shots[1:])
         return (shots[0],) if full_size and still and shots[0].std() > 1 else ()
 
-    return wait_for(settled, 30, "a picture that stays as it is")[0]
+    return wait_for(settled, PATIENCE, "a picture that stays as it is")[0]
 
 
 def changed(page: Browser, before: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def changed(page: Browser, before: np.ndarray) -> np.ndarray:
         now = picture(page)
         return (now,) if np.abs(now - before).mean() > 1 else ()
 
-    return wait_for(other, 20, "another picture")[0]
+    return wait_for(other, PATIENCE, "another picture")[0]
 
 
 def num_colours(image: np.ndarray) -> int:
@@ -141,7 +141,7 @@ def choose(page: Browser, label: str, option: str) -> None:
             page.click(with_text("[role=option]", option))
         return page.run(f"{control(label)}.value") == option
 
-    wait_for(chosen, 20, f"{label} to be {option}")
+    wait_for(chosen, PATIENCE, f"{label} to be {option}")
 
 
 def test_the_picture_follows_camera_and_controls(server, page):
@@ -161,16 +161,17 @@ def test_the_picture_follows_camera_and_controls(server, page):
     page.wait_for_text("2 of 11 views in use")
     both = changed(page, one_view)
     page.click(control(dropped))
-    assert np.abs(changed(page, both) - one_view).mean() < 0.5, "the same views make the same picture"
+    wait_for(lambda: np.abs(picture(page) - one_view).mean() < 0.5, PATIENCE, "the same views to make the same picture")
+    assert np.abs(both - one_view).mean() > 1
 
     choose(page, "Choice", "farthest point")
     choose(page, "Choice", "nearest to camera")
-    wait_for(lambda: not page.run(f"!!{control(dropped)}"), 10, "the boxes to go")
+    wait_for(lambda: not page.run(f"!!{control(dropped)}"), PATIENCE, "the boxes to go")
     choose(page, "Choice", "manual")
-    wait_for(lambda: page.run(f"!!{control(dropped)}"), 10, "the boxes to come back")
+    wait_for(lambda: page.run(f"!!{control(dropped)}"), PATIENCE, "the boxes to come back")
 
     choose(page, "Output type", "attention_view")
-    wait_for(lambda: num_colours(picture(page)) < 40, 20, "a colour for each view")
+    wait_for(lambda: num_colours(picture(page)) < 40, PATIENCE, "a colour for each view")
     attention = picture(page)
     choose(page, "Output type", "attention_evenness")
     changed(page, attention)

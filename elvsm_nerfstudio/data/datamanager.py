@@ -195,6 +195,8 @@ class ViewSetDataManager(VanillaDataManager):
         self.skipped_scenes: dict[str, int] = {}
         self._batches: Optional[Iterator[Sample]] = None
         self._next_step = -1
+        self.pixels_per_batch = 0
+        """Of the last training batch, context and targets."""
         self._show(self._entry_to_show())
         DataManager.__init__(self)
 
@@ -252,6 +254,7 @@ class ViewSetDataManager(VanillaDataManager):
         self._next_step = step + 1
         sample = next(self._batches)
         self._report(sample.failures)
+        self.pixels_per_batch = sample.rgb.numel() // 3
         views = sample.view_set(self.device)
         return views, {"image": views.target.rgb}
 

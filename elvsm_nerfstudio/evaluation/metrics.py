@@ -59,6 +59,16 @@ def flip(prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "heig
     return float(mean)
 
 
+def flip_map(
+    prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]
+) -> Float[Tensor, "height width 3"]:
+    """Where ``flip`` sees errors: each pixel's in magma's colours, from black (none) to pale yellow (1)."""
+    from flip_evaluator import evaluate
+
+    colours, _, _ = evaluate(_array(truth), _array(prediction), "LDR", applyMagma=True, parameters={})
+    return torch.from_numpy(np.ascontiguousarray(colours))
+
+
 def lpips(
     prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"], net: str = "vgg"
 ) -> Optional[float]:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
+from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
 from elvsm_nerfstudio.nn.key_values import KeysValues, KeyValueStore
 from elvsm_nerfstudio.nn.layers import ContextBlock, Observer, PatchHead, PatchTokenizer, TargetBlock, layer_norm
 from elvsm_nerfstudio.nn.memory import SceneMemory
@@ -31,9 +32,22 @@ class EfficientLVSMConfig(NetworkConfig):
     context_init: Literal["depth-scaled", "torch"] = "depth-scaled"
     """Initialisation of the encoder's blocks: like the decoder's, or PyTorch's default, which is what the official
     code leaves them at."""
+    camera_encoding: Literal["none", "prope"] = "none"
+    """How attention knows of cameras and patches besides the rays in the tokens: not at all, as in the paper, or
+    relative to one another (nn/camera_encoding.py). It has no weights."""
+    ray_frame: Literal["canonical", "camera"] = "canonical"
+    """Frame of the rays in the tokens: the memory's, as in the paper, or each camera's own, which leaves all that is
+    known of poses to camera_encoding."""
 
     def build(self) -> EfficientLVSM:
         return EfficientLVSM(self)
+
+    def describe(self) -> str:
+        changed = {
+            "camera encoding": (self.camera_encoding, "none"),
+            "rays in the frame": (self.ray_frame, "canonical"),
+        }
+        return ", ".join([super().describe(), *(f"{k} {v}" for k, (v, default) in changed.items() if v != default)])
 
 
 class EfficientLVSM(SceneNetwork):
@@ -46,9 +60,13 @@ class EfficientLVSM(SceneNetwork):
         self,
         config: EfficientLVSMConfig,
         autocast_dtype: Optional[torch.dtype] = None,
-        chunk_tokens: int = 8192,
+        chunk_tokens: int = 4096,
     ):
         super().__init__(config, autocast_dtype, chunk_tokens)
+        if config.camera_encoding == "prope" and config.head_dim % 8:
+            raise ValueError(f"head_dim {config.head_dim}: camera_encoding 'prope' needs a multiple of 8")
+        if config.camera_encoding == "none" and config.ray_frame == "camera":
+            raise ValueError("ray_frame 'camera' without camera_encoding hides all poses; set camera_encoding 'prope'")
         sizes = (config.width, config.head_dim, config.mlp_ratio)
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
@@ -63,6 +81,10 @@ class EfficientLVSM(SceneNetwork):
     @property
     def memory_layout(self) -> tuple[int, int, int]:
         return self.config.num_layers, self.config.width // self.config.head_dim, self.config.head_dim
+
+    @property
+    def streams(self) -> dict[str, nn.ModuleList]:
+        return {"context": self.context_blocks, "target": self.target_blocks}
 
     def decode(
         self,
@@ -84,16 +106,39 @@ class EfficientLVSM(SceneNetwork):
     def _decode(
         self, memory: SceneMemory, target: Views, observe: Optional[Observer] = None
     ) -> Float[Tensor, "scene view height width 3"]:
-        rays = self._rays(target, memory.frame)
+        rays, encoding = self._rays(target, memory.frame), self._camera_encoding(target, memory.frame)
         with self._autocast(rays.device):
             tokens = self.target_tokenizer(rays)
             for layer, block in enumerate(self.target_blocks):
-                tokens = block(tokens, *memory.read(layer), observe)
+                tokens = self._block(block, tokens, *memory.read(layer), observe, encoding)
             return self.head(tokens, target.height, target.width)
 
     def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, KeysValues], None]) -> None:
-        tokens = self._context_tokens(context, frame).flatten(0, 1)
-        for layer, (context_block, target_block) in enumerate(zip(self.context_blocks, self.target_blocks)):
-            tokens = context_block(tokens)
+        tokens, encoding = self._context_tokens(context, frame).flatten(0, 1), self._camera_encoding(context, frame)
+        rotation = None if encoding is None else encoding.rotation
+
+        def keys_values(block: TargetBlock, tokens: Tensor) -> KeysValues:
             source = layer_norm(tokens).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
-            keep(layer, target_block.cross_attention.keys_values(source))
+            return block.cross_attention.keys_values(source, encoding)
+
+        for layer, (context_block, target_block) in enumerate(zip(self.context_blocks, self.target_blocks)):
+            tokens = self._block(context_block, tokens, rotation)
+            keep(layer, self._block(keys_values, target_block, tokens))
+
+    def _rays(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view height width 6"]:
+        if self.config.ray_frame == "canonical":
+            return super()._rays(views, frame)
+        self._check_size(views)
+        with torch.autocast(views.directions.device.type, enabled=False):
+            own = torch.eye(4, device=views.directions.device).expand_as(views.camera_to_world)
+            return pluecker_rays(own, views.directions.float())
+
+    def _camera_encoding(self, views: Views, frame: CanonicalFrame) -> Optional[CameraEncoding]:
+        if self.config.camera_encoding == "none":
+            return None
+        device, patch = views.directions.device, self.config.patch_size
+        dtype = self.autocast_dtype or self.target_tokenizer.weight.dtype
+        with torch.autocast(device.type, enabled=False):
+            grid = views.height // patch, views.width // patch
+            rotation = PatchRotation.of(grid, self.config.head_dim, device, dtype)
+            return CameraEncoding.of(frame.apply(views.camera_to_world), views.intrinsics, rotation)

@@ -14,6 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elvsm_nerfstudio.nn.attention import attention
+from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
+from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm
+
 EPS = 1e-5
 
 Observer = Callable[[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head source head_dim"]], None]
@@ -68,10 +72,10 @@ class PatchHead(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm with a learned gain that takes its input's precision, so that autocast keeps one fused kernel."""
+    """RMSNorm with a learned gain, in its input's precision."""
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -85,9 +89,15 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps=EPS)
         self.k_norm = RMSNorm(head_dim, eps=EPS)
 
-    def forward(self, x: Float[Tensor, "batch token d"]) -> Float[Tensor, "batch token d"]:
-        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, d=self.head_dim)
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+    def forward(
+        self, x: Float[Tensor, "batch token d"], rotation: Optional[PatchRotation] = None
+    ) -> Float[Tensor, "batch token d"]:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b n h d", three=3, d=self.head_dim)
+        # Heads come outside after the norm, which is faster on tokens as they lie in memory.
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        if rotation is not None:
+            q, k = rotation.within_view(q), rotation.within_view(k)
+        out = attention(q, k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -104,11 +114,16 @@ class CrossAttention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps=EPS)
 
     def keys_values(
-        self, source: Float[Tensor, "batch source d"]
+        self, source: Float[Tensor, "batch source d"], encoding: Optional[CameraEncoding] = None
     ) -> tuple[Float[Tensor, "batch head source head_dim"], Float[Tensor, "batch head source head_dim"]]:
-        """Normalised keys, and values, of the tokens to be attended to."""
-        k, v = rearrange(self.to_kv(source), "b n (two h d) -> two b h n d", two=2, d=self.head_dim)
-        return self.k_norm(k), v
+        """Normalised keys, and values, of the tokens to be attended to, transformed by their own cameras.
+
+        Args:
+            encoding: of the views of these tokens.
+        """
+        k, v = rearrange(self.to_kv(source), "b n (two h d) -> two b n h d", two=2, d=self.head_dim)
+        k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
+        return (k, v) if encoding is None else (encoding.keys(k), encoding.keys(v))
 
     def forward(
         self,
@@ -116,19 +131,28 @@ class CrossAttention(nn.Module):
         keys: Float[Tensor, "batch head source head_dim"],
         values: Float[Tensor, "batch head source head_dim"],
         observe: Optional[Observer] = None,
+        encoding: Optional[CameraEncoding] = None,
     ) -> Float[Tensor, "batch token d"]:
-        q = self.q_norm(rearrange(self.to_q(x), "b n (h d) -> b h n d", d=self.head_dim))
+        q = self.q_norm(self.to_q(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+        if encoding is not None:
+            q = encoding.queries(q)
         if observe is not None:
             observe(q, keys)
-        out = F.scaled_dot_product_attention(q, keys, values)
+        out = attention(q, keys, values)
+        if encoding is not None:
+            out = encoding.outputs(out)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
-def mlp(width: int, ratio: int) -> nn.Sequential:
+class MLP(nn.Sequential):
     """Linear, GELU, Linear."""
-    return nn.Sequential(
-        nn.Linear(width, ratio * width, bias=False), nn.GELU(), nn.Linear(ratio * width, width, bias=False)
-    )
+
+    def __init__(self, width: int, ratio: int):
+        wide, narrow = nn.Linear(width, ratio * width, bias=False), nn.Linear(ratio * width, width, bias=False)
+        super().__init__(wide, nn.GELU(), narrow)
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return gelu_linear(self[0](x), self[2].weight)
 
 
 class ContextBlock(nn.Module):
@@ -141,10 +165,12 @@ class ContextBlock(nn.Module):
         self.norm1 = LayerNorm(width, norm_gain)
         self.attention = SelfAttention(width, head_dim)
         self.norm2 = LayerNorm(width, norm_gain)
-        self.mlp = mlp(width, mlp_ratio)
+        self.mlp = MLP(width, mlp_ratio)
 
-    def forward(self, x: Float[Tensor, "sequence token d"]) -> Float[Tensor, "sequence token d"]:
-        x = x + self.attention(self.norm1(x))
+    def forward(
+        self, x: Float[Tensor, "sequence token d"], rotation: Optional[PatchRotation] = None
+    ) -> Float[Tensor, "sequence token d"]:
+        x = x + self.attention(self.norm1(x), rotation)
         return x + self.mlp(self.norm2(x))
 
 
@@ -155,7 +181,7 @@ class TargetBlock(nn.Module):
         super().__init__()
         self.self_attention = SelfAttention(width, head_dim)
         self.cross_attention = CrossAttention(width, head_dim)
-        self.mlp = mlp(width, mlp_ratio)
+        self.mlp = MLP(width, mlp_ratio)
 
     def forward(
         self,
@@ -163,9 +189,12 @@ class TargetBlock(nn.Module):
         keys: Float[Tensor, "scene head source head_dim"],
         values: Float[Tensor, "scene head source head_dim"],
         observe: Optional[Observer] = None,
+        encoding: Optional[CameraEncoding] = None,
     ) -> Float[Tensor, "scene view token d"]:
         scenes, views = x.shape[:2]
-        x = x + self.self_attention(layer_norm(x).flatten(0, 1)).unflatten(0, (scenes, views))
+        rotation = None if encoding is None else encoding.rotation
+        x = x + self.self_attention(layer_norm(x).flatten(0, 1), rotation).unflatten(0, (scenes, views))
         # Target views do not see each other, so all of a scene's queries share one call over its keys.
-        x = x + self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe).unflatten(1, (views, -1))
+        gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe, encoding)
+        x = x + gathered.unflatten(1, (views, -1))
         return x + self.mlp(layer_norm(x))

@@ -57,7 +57,7 @@ class LVSM(SceneNetwork):
 
     store_type = TokenStore
 
-    def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 8192):
+    def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096):
         super().__init__(config, autocast_dtype, chunk_tokens)
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
@@ -75,6 +75,10 @@ class LVSM(SceneNetwork):
     def memory_layout(self) -> tuple[int, int, int]:
         return 1, 1, self.config.width
 
+    @property
+    def streams(self) -> dict[str, nn.ModuleList]:
+        return {"target": self.decoder_blocks}
+
     def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, Tokens], None]) -> None:
         keep(0, (self._context_tokens(context, frame).flatten(1, 2)[:, None],))
 
@@ -91,7 +95,7 @@ class LVSM(SceneNetwork):
             # Some devices' autocast gives LayerNorm's result in fp32, in which the whole stream would go on.
             joint = self.input_norm(joint).to(tokens.dtype)
             for block in self.decoder_blocks:
-                joint = block(joint)
+                joint = self._block(block, joint)
             tokens = joint[:, : tokens.shape[2]].unflatten(0, tokens.shape[:2])
             return self.head(tokens, target.height, target.width)
 
@@ -112,7 +116,7 @@ class LVSMEncoderDecoder(LVSM):
     config: LVSMEncoderDecoderConfig
 
     def __init__(
-        self, config: LVSMEncoderDecoderConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 8192
+        self, config: LVSMEncoderDecoderConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096
     ):
         super().__init__(config, autocast_dtype, chunk_tokens)
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.width))
@@ -138,5 +142,5 @@ class LVSMEncoderDecoder(LVSM):
             latents = self.latents.to(context.dtype).expand(memory.num_scenes, -1, -1)
             joint = torch.cat([latents, context[:, 0]], dim=1)
             for block in self.encoder_blocks:
-                joint = block(joint)
+                joint = self._block(block, joint)
             return joint[:, : self.config.num_latents].clone()  # a slice would keep all of it in memory

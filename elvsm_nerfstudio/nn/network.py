@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
@@ -78,19 +79,27 @@ class SceneNetwork(nn.Module, ABC):
     """Of Plücker rays."""
     head: PatchHead
 
-    def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 8192):
+    def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096):
         super().__init__()
         if config.width % config.head_dim:
             raise ValueError(f"width {config.width} is not a multiple of head_dim {config.head_dim}")
         self.config = config
         self.autocast_dtype = autocast_dtype
         self.chunk_tokens = chunk_tokens
+        self.gradient_checkpointing = False
+        """Whether training keeps only what goes into each block and computes the rest of it again on the way back."""
         self._weights = WeightsWatch()
 
     @property
     @abstractmethod
     def memory_layout(self) -> tuple[int, int, int]:
         """What is kept of a token: layers, heads, channels of a head."""
+
+    @property
+    @abstractmethod
+    def streams(self) -> dict[str, nn.ModuleList]:
+        """Blocks by the views that go through them, "context" or "target". Each puts out [..., token, d]: for every
+        view in order a sequence that begins with the view's own tokens, row by row."""
 
     @abstractmethod
     def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, Tokens], None]) -> None:
@@ -103,6 +112,12 @@ class SceneNetwork(nn.Module, ABC):
     @abstractmethod
     def _decode(self, memory: SceneMemory, target: Views) -> Float[Tensor, "scene view height width 3"]:
         """Renders target views from all of a memory."""
+
+    def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """Goes through a block, or whatever shall be one for gradient checkpointing."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+        return block(*inputs)
 
     def _initialise(self, *tensors: Tensor) -> None:
         for tensor in tensors:

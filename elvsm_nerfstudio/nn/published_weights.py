@@ -1,8 +1,7 @@
 """The authors' checkpoint layouts and ours, both ways, without tolerance.
 
-A published checkpoint holds the state dict under the key ``model``. Names may carry ``_orig_mod.`` (torch.compile)
-or ``module.`` (DDP), and entries that only training uses may be there too. Which network it is of is told from the
-names, its sizes from the shapes.
+Names of a published state dict may carry ``_orig_mod.`` (torch.compile) or ``module.`` (DDP), and entries that only
+training uses may be there too. Which network it is of is told from the names, its sizes from the shapes.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
@@ -142,8 +139,20 @@ def published_config(state: Mapping[str, Tensor]) -> NetworkConfig:
     Raises:
         ValueError: where it is of none.
     """
-    config = layout_of(state).config
-    ours, _ = from_published(state)
+    return _sizes(layout_of(state).config, from_published(state)[0])
+
+
+def our_config(state: Mapping[str, Tensor]) -> NetworkConfig:
+    """The network that a state dict with our names is of, and its sizes.
+
+    Raises:
+        ValueError: where it is of none.
+    """
+    tables = [layout.to_published for layout in LAYOUTS]
+    return _sizes(LAYOUTS[_knows_most(state, tables)].config, state)
+
+
+def _sizes(config: type[NetworkConfig], ours: Mapping[str, Tensor]) -> NetworkConfig:
     mlps = [x for name, x in ours.items() if re.match(r"(target|decoder)_blocks\.\d+\.mlp\.0\.", name)]
     norms = [x for name, x in ours.items() if name.endswith("q_norm.weight")]
     if not mlps or not norms or "head.weight" not in ours:
@@ -158,6 +167,11 @@ def published_config(state: Mapping[str, Tensor]) -> NetworkConfig:
         mlp_ratio=len(mlps[0]) // width,
         **latents,
     )
+
+
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the authors' names rather than ours."""
+    return any(_rename(_plain(name), layout.to_ours) for name in state for layout in LAYOUTS)
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -202,15 +216,6 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]
     check_state(network, ours)
     network.load_state_dict(ours)
     return skipped
-
-
-def read_published(path: Path) -> dict[str, Tensor]:
-    """The state dict in a published checkpoint file, read without executing pickled code."""
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise ValueError(f"{path}: expected a state dict of tensors, alone or under the key 'model'")
-    return state
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,151 @@
+"""Files of weights: one reader for all of them, and the writer of ours.
+
+Read are the weights-only files of this package (safetensors), checkpoints of its runs (``step-*.ckpt``) and what the
+authors published (``.pt`` or ``.safetensors``). No pickled code is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.published_weights import LAYOUTS, check_state, from_published, is_published, our_config
+
+FORMAT = "elvsm_nerfstudio.weights 1"
+RUN_PREFIX = "_model.network."
+"""Of the network's tensors in a run's checkpoint."""
+_CONFIGS = {layout.config.__name__: layout.config for layout in LAYOUTS}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a network by our names, and which network that is."""
+
+    state: dict[str, Tensor]
+    config: NetworkConfig
+    """As written into the file; where it does not say, what names and shapes tell, and defaults for the rest."""
+    complete: bool
+    """Whether the file says all of the config, so that it can be compared as a whole."""
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads any file of weights; whose layout it has is told from its content.
+
+    Raises:
+        ValueError: naming the file, what was found and what was expected, also where it is damaged.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {found}; expected a file of weights: .safetensors, .pt, or step-*.ckpt of a run")
+    try:
+        state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+        if is_published(state):
+            state, _ = from_published(state)
+        if metadata.get("format") == FORMAT:
+            return Weights(state, _written_config(metadata), complete=True)
+        return Weights(state, our_config(state), complete=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def load_weights(network: SceneNetwork, path: Path) -> None:
+    """Loads a file of weights into a network, whole or not at all.
+
+    Raises:
+        ValueError: as ``read_weights``, and where the weights are of another network or of other sizes.
+    """
+    weights = read_weights(path)
+    expected = network.config if weights.complete else _told_by_shapes(network)
+    if type(expected) is not type(weights.config) or expected.describe() != weights.config.describe():
+        raise ValueError(f"{path}: found weights of {_name(weights.config)}, expected {_name(expected)}")
+    try:
+        check_state(network, weights.state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    network.load_state_dict(weights.state)
+
+
+def save_weights(
+    path: Path, state: Mapping[str, Tensor], config: NetworkConfig, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes a network's weights, with all of its config, as safetensors: whole or not at all.
+
+    Args:
+        state: the network's state dict.
+        dtype: of the weights in the file.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    metadata = {"format": FORMAT, "network": type(config).__name__, "config": json.dumps(asdict(config))}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: x.detach().to(dtype).contiguous() for name, x in state.items()}, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"damaged, or no safetensors file ({error})") from None
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    # Mapped, so that the optimiser's state in a run's checkpoint is not read; old files cannot be.
+    mapped = zipfile.is_zipfile(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"damaged, or no file of tensors alone ({reason})") from None
+    if isinstance(loaded, dict) and "pipeline" in loaded:
+        return _of_run(loaded["pipeline"])
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError("expected a state dict of tensors, alone or under the key 'model'")
+    return state
+
+
+def _of_run(pipeline: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's tensors in a run's checkpoint; what only training uses stays behind."""
+    # With several GPUs the model is inside of DistributedDataParallel.
+    plain = {name.replace("_model.module.", "_model.", 1): x for name, x in pipeline.items()}
+    state = {name.removeprefix(RUN_PREFIX): x for name, x in plain.items() if name.startswith(RUN_PREFIX)}
+    if not state:
+        raise ValueError(f"a checkpoint of another method: expected tensors called {RUN_PREFIX}*")
+    return state
+
+
+def _written_config(metadata: Mapping[str, str]) -> NetworkConfig:
+    try:
+        return _CONFIGS[metadata["network"]](**json.loads(metadata["config"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"written by another version of this package: unknown network or size ({error})") from None
+
+
+def _told_by_shapes(network: SceneNetwork) -> NetworkConfig:
+    return our_config(network.state_dict())
+
+
+def _name(config: NetworkConfig) -> str:
+    return f"{type(config).__name__.removesuffix('Config')} ({config.describe()})"

@@ -1,0 +1,303 @@
+"""nerfstudio's trainer for runs that take days: checkpoints that survive, exact resuming, averages over accumulated
+steps, averaged weights, and what a step costs."""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+import yaml
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import comms, profiler, writer
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.misc import step_check
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX
+from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
+from elvsm_nerfstudio.training.checkpoints import (
+    CheckpointError,
+    check_checkpoint,
+    check_folder,
+    check_space,
+    checkpoint_bytes,
+    checkpoint_path,
+    find_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+from elvsm_nerfstudio.training.ema import WeightAverage
+
+
+@dataclass
+class EfficientLVSMTrainerConfig(TrainerConfig):
+    """nerfstudio's options, of which ``max_num_iterations`` is the total, also where a run is resumed."""
+
+    _target: type = field(default_factory=lambda: EfficientLVSMTrainer)
+    """target class to instantiate"""
+    ema_decay: Optional[float] = None
+    """Keeps an exponential moving average of the weights with this decay, e.g. 0.999; it is what is evaluated, rendered
+    and exported. None: the weights as they are."""
+    gradient_accumulation_steps: dict[str, int] = field(default_factory=dict)
+    """Iterations over whose batches a step's gradient is the mean, for every group of parameters the same: 'network 4'
+    trains as if batches were four times as large. Warm-up and decay count steps, everything else iterations."""
+
+    def save_config(self) -> None:
+        """Writes the run's config.yml: the first thing that ns-train does, so what cannot end well stops here.
+
+        What the run was resumed from is left as a comment only: as options, ns-eval would look for that step here.
+
+        Raises:
+            CheckpointError: where the folder cannot be written to, or holds another run's checkpoints.
+        """
+        folder = self.get_base_dir()
+        check_folder(folder, f"--output-dir {self.output_dir}")
+        models = folder / self.relative_model_dir
+        found = list_checkpoints(models)
+        source = self.load_checkpoint.parent if self.load_dir is None and self.load_checkpoint else self.load_dir
+        if found and (source is None or source.resolve() != models.resolve()):
+            raise CheckpointError(
+                f"{folder} is a run already, with {found[-1].name}. To go on with it, give its command again with "
+                f"--load-dir {models} (not --load-config, which drops every other option); to start anew, choose "
+                "another --timestamp or --experiment-name, or delete it"
+            )
+        content = yaml.dump(replace(self, load_dir=None, load_step=None, load_checkpoint=None))
+        if source is not None:
+            content = f"# resumed from {source if self.load_checkpoint is None else self.load_checkpoint}\n{content}"
+        partial = folder / ".config.yml.partial"
+        partial.write_text(content, "utf8")
+        partial.replace(folder / "config.yml")
+
+    def get_checkpoint_dir(self) -> Path:
+        """Folder of the run's checkpoints.
+
+        ns-eval, ns-render and ns-viewer ask for it just before they load the latest one, and tell nobody else that they
+        do; so it is looked at here. A run that is being resumed looks at what it loads by itself.
+
+        Raises:
+            CheckpointError: naming the damaged checkpoint, and the one before.
+        """
+        folder = super().get_checkpoint_dir()
+        if self.load_dir is None and self.load_checkpoint is None and list_checkpoints(folder):
+            check_checkpoint(find_checkpoint(folder, self.load_step))
+        return folder
+
+
+class EfficientLVSMTrainer(Trainer):
+    """One iteration is one batch on each device; a step is as many of them as are accumulated."""
+
+    config: EfficientLVSMTrainerConfig
+    pipeline: EfficientLVSMPipeline
+
+    def __init__(self, config: EfficientLVSMTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        for option in ("mixed_precision", "use_grad_scaler"):
+            if getattr(config, option):
+                raise ValueError(
+                    f"--{option.replace('_', '-')} True: expected False; precision is the model's own, "
+                    "--pipeline.model.precision, and needs no scaler"
+                )
+        super().__init__(config, local_rank, world_size)
+        self.average: Optional[WeightAverage] = None
+        self._accumulated = 1
+        self._seconds, self._scenes, self._tokens = 0.0, 0, 0
+
+    def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
+        super().setup(test_mode)
+        if comms.is_main_process():
+            self._check_room()
+
+    def setup_optimizers(self) -> Optimizers:
+        optimizers = super().setup_optimizers()
+        self._accumulated = self._accumulation_of(list(optimizers.parameters))
+        if self.config.ema_decay is not None:
+            model = self.pipeline.model
+            self.average = model.average = WeightAverage(model.network, self.config.ema_decay)
+        return optimizers
+
+    def _accumulation_of(self, groups: list[str]) -> int:
+        given = self.config.gradient_accumulation_steps
+        steps = {given.get(group, 1) for group in groups}
+        if set(given) - set(groups) or len(steps) != 1 or min(steps) < 1:
+            raise ValueError(
+                f"--gradient-accumulation-steps: found {given}; expected the same number, at least 1, for each of the "
+                f"groups {' and '.join(groups)}"
+            )
+        (number,) = steps
+        if self.config.max_num_iterations % number:
+            raise ValueError(
+                f"--max-num-iterations {self.config.max_num_iterations}: expected a multiple of the {number} that "
+                "--gradient-accumulation-steps makes a step of"
+            )
+        return number
+
+    # Training
+
+    def train(self) -> None:
+        """Trains up to iteration ``max_num_iterations``, counted from the beginning of the run's training."""
+        if not comms.is_main_process():
+            # nerfstudio writes it on every rank.
+            self.pipeline.datamanager.train_dataparser_outputs.save_dataparser_transform = lambda path: None
+        # nerfstudio counts from where training starts.
+        remaining = self.config.max_num_iterations - self._start_step
+        self.config = replace(self.config, max_num_iterations=remaining)
+        super().train()
+
+    @profiler.time_function
+    def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Forward and backward pass of one batch; with the last batch of a step, the optimisers' step."""
+        start = time.perf_counter()
+        first, last = step % self._accumulated == 0, (step + 1) % self._accumulated == 0
+        if first:
+            self.optimizers.zero_grad_all()
+        alone = self.world_size > 1 and not last
+        # Gradients of all ranks are averaged once for each step.
+        with self.pipeline._model.no_sync() if alone else nullcontext():
+            _, losses, metrics = self.pipeline.get_train_loss_dict(step=step)
+            loss = functools.reduce(torch.add, losses.values())
+            (loss / self._accumulated).backward()
+        if last:
+            self.optimizers.optimizer_step_all()
+            self.optimizers.scheduler_step_all(step)
+            taken = self.optimizers.optimizers["network"].skips_in_a_row == 0
+            if self.average is not None and taken:
+                self.average.update(self.pipeline.model.network)
+        if self.config.log_gradients:
+            gradients = {name: p.grad for name, p in self.pipeline.model.named_parameters() if p.grad is not None}
+            metrics.update({f"Gradients/{name}": gradient.norm() for name, gradient in gradients.items()})
+        self._log_cost(step, time.perf_counter() - start)
+        return loss.detach(), {name: value.detach() for name, value in losses.items()}, metrics
+
+    def _log_cost(self, step: int, seconds: float) -> None:
+        """What the iterations since the last log cost; the first one, which warms up, is left out."""
+        if step > self._start_step:
+            self._seconds += seconds
+            self._scenes += self.world_size * self.pipeline.datamanager.config.scenes_per_batch
+            self._tokens += self.world_size * self.pipeline.tokens_per_batch
+        if step_check(step, self.config.logging.steps_per_log) and self._seconds:
+            writer.put_scalar("throughput/scenes_per_second", self._scenes / self._seconds, step)
+            writer.put_scalar("throughput/tokens_per_second", self._tokens / self._seconds, step)
+            for name, peak in _peak_bytes(self.pipeline.device).items():
+                writer.put_scalar(f"peak_memory_MiB/{name}", peak / 2**20, step)
+            self._seconds, self._scenes, self._tokens = 0.0, 0, 0
+
+    # Checkpoints
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Saves the run as it is after an iteration; older checkpoints go once that has succeeded.
+
+        Raises:
+            CheckpointError: at the end of training. Before, a failure is reported, and tried again at the next save.
+        """
+        path = checkpoint_path(self.checkpoint_dir, step)
+        try:
+            write_checkpoint(path, self._state(step))
+        except CheckpointError as error:
+            if self.training_state == "completed":
+                raise
+            CONSOLE.print(
+                f"[bold red]{error} Training goes on; it is tried again in {self.config.steps_per_save} iterations."
+            )
+            return
+        if self.config.save_only_latest_checkpoint:
+            for other in list_checkpoints(self.checkpoint_dir):
+                if other != path:
+                    other.unlink()
+
+    def _state(self, step: int) -> dict[str, Any]:
+        """nerfstudio's layout; ``pipeline`` is what is to be rendered. Where that is the averaged weights, those that
+        are trained are beside it, under ``average``. All ranks hold the same."""
+        pipeline = {
+            name.replace("_model.module.", "_model.", 1): tensor for name, tensor in self.pipeline.state_dict().items()
+        }
+        state = {
+            "step": step,
+            "pipeline": pipeline,
+            "optimizers": {name: x.state_dict() for name, x in self.optimizers.optimizers.items()},
+            "schedulers": {name: x.state_dict() for name, x in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+        }
+        if self.average is not None:
+            averaged = self.average.network.state_dict()
+            pipeline.update({f"{RUN_PREFIX}{name}": tensor for name, tensor in averaged.items()})
+            trained = self.pipeline.model.network.state_dict()
+            state["average"] = {"updates": self.average.updates, "trained": trained}
+        return state
+
+    def _load_checkpoint(self) -> None:
+        """Goes on from ``load_checkpoint`` or from ``load_dir``, as if training had never stopped.
+
+        Raises:
+            CheckpointError: for one that is missing, damaged or of other parameter groups.
+            ValueError: where nothing is left to train.
+        """
+        config = self.config
+        if config.load_dir is not None:
+            path = find_checkpoint(config.load_dir, config.load_step)
+        elif config.load_checkpoint is not None:
+            path = config.load_checkpoint
+        else:
+            CONSOLE.print("No checkpoint to go on from: training from the beginning.")
+            return
+        state = read_checkpoint(path)
+        if set(state.get("optimizers", {})) != set(self.optimizers.optimizers):
+            raise CheckpointError(
+                f"checkpoint {path}: found optimisers of {sorted(state.get('optimizers', {}))}, expected of "
+                f"{sorted(self.optimizers.optimizers)}. Give the options that the run was trained with; to take its "
+                "weights alone, --pipeline.model.checkpoint"
+            )
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self._load_average(path, state.get("average"))
+        self.optimizers.load_optimizers(state["optimizers"])
+        if config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        # A step of which not all batches had been seen is begun again: nothing of it is in the weights yet.
+        self._start_step = state["step"] + 1
+        self._start_step -= self._start_step % self._accumulated
+        if self._start_step >= config.max_num_iterations:
+            raise ValueError(
+                f"--max-num-iterations {config.max_num_iterations}: {path} has {state['step'] + 1} behind it, so that "
+                "nothing is left to do. Iterations count from the beginning of training: expected more than those"
+            )
+        CONSOLE.print(f"Going on from {path} with iteration {self._start_step} of {config.max_num_iterations}.")
+
+    def _load_average(self, path: Path, saved: Optional[dict[str, Any]]) -> None:
+        network = self.pipeline.model.network
+        if self.average is not None:
+            self.average.restart(network, saved["updates"] if saved else 0)
+            if not saved:
+                CONSOLE.print(f"[yellow]{path} holds no averaged weights: the average starts from its weights.")
+        elif saved:
+            CONSOLE.print(f"[yellow]{path} holds averaged weights; without --ema-decay they are left behind.")
+        if saved:
+            network.load_state_dict(saved["trained"])
+
+    def _check_room(self) -> None:
+        parameters = [p for group in self.optimizers.parameters.values() for p in group]
+        size = checkpoint_bytes(parameters, copies=3 if self.average is None else 4)
+        if self.config.save_only_latest_checkpoint:
+            there = min(1, len(list_checkpoints(self.checkpoint_dir)))
+            check_space(self.checkpoint_dir, (2 - there) * size, "a checkpoint beside the one before it")
+        else:
+            count = -(-(self.config.max_num_iterations - self._start_step) // self.config.steps_per_save)
+            check_space(self.checkpoint_dir, count * size, f"{count} checkpoints (--save-only-latest-checkpoint False)")
+
+
+def _peak_bytes(device: torch.device) -> dict[str, int]:
+    """The most memory that this process has held so far: on the host, where Linux tells, and on a GPU."""
+    peaks = {}
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        peaks["host"] = int(line.split()[1]) * 1024
+    if device.type == "cuda":
+        peaks["device"] = torch.cuda.max_memory_allocated(device)
+    return peaks

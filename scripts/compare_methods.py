@@ -1,0 +1,272 @@
+"""The methods that scripts/compare.py compares, behind one interface: photos in, a renderer out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+import torch
+from benchmark_meters import milliseconds, synchronise
+from compare_layout import Layout, MethodSpec, Settings
+from jaxtyping import Float
+from make_run import read_config
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+from nerfstudio.utils.eval_utils import eval_setup
+from torch import Tensor
+
+from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.model import EfficientLVSMModel
+from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights
+from elvsm_nerfstudio.views import Views, ViewSet
+
+GAUSSIANS = "splatfacto-sparse"
+FINETUNE_SHARE = 0.2
+"""Of the run's learning rate, in fine-tuning. Ours."""
+FINETUNE_BATCH = 4
+"""Held-out choices of the context views in a step of fine-tuning. Ours."""
+
+Render = Callable[[Cameras], Float[Tensor, "height width 3"]]
+"""Renders one camera, of shape (1,)."""
+
+
+@dataclass(frozen=True)
+class SceneContext:
+    """What a method may know of a scene: nothing of its targets."""
+
+    name: str
+    views: Views
+    """The context views [1, view, ...] with their images."""
+    index: Path
+    """Names the same frames, for methods that read the scene themselves."""
+    count: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scene, ready to be rendered."""
+
+    render: Render
+    seconds: float
+    """From the photos to here, the device waited for, programs and weights loaded and warm."""
+    disk_bytes: int
+    """What has to be kept to render the scene again."""
+    child_peak_bytes: int = 0
+    """Peak resident memory of a process of its own in which the scene was prepared."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A method of the comparison."""
+
+    def prepare(self, scene: SceneContext) -> Prepared:
+        """Makes a renderer from the context views alone."""
+        ...
+
+
+def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: torch.device) -> Method:
+    """The method of a row, with its weights on the device."""
+    if spec.kind == "floor":
+        return Floor(spec.method)
+    if spec.kind == "network":
+        return Network(spec, device)
+    return Gaussians(spec, settings, layout.fits(spec), device)
+
+
+def network_methods() -> dict[str, TrainerConfig]:
+    """The configs of this package's methods that condition on views, by name."""
+    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
+    configs = (spec.config for spec in specifications if isinstance(spec, MethodSpecification))
+    return {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
+
+
+class Floor:
+    """Something that needs no learning."""
+
+    def __init__(self, name: str):
+        self._floor = FLOORS[name.replace("-", "_")]
+
+    def prepare(self, scene: SceneContext) -> Prepared:
+        context = scene.views
+
+        def render(camera: Cameras) -> Tensor:
+            return self._floor(context, views_from_cameras(camera, patch_size=1))[0, 0]
+
+        photos = context.rgb.numel()  # a byte for each colour
+        return Prepared(render, seconds=0.0, disk_bytes=photos)
+
+
+class Network:
+    """A trained network that encodes the context, as a run or a file of weights holds it."""
+
+    def __init__(self, spec: MethodSpec, device: torch.device):
+        config = network_config(spec)
+        # The targets' cameras are for nobody to know. Options that came after the run was made have their defaults.
+        options = {**vars(config.pipeline.model), "canonical_frame": "context", "checkpoint": None}
+        model_config = type(config.pipeline.model)(**options)
+        self._optimizer = config.optimizers["network"]["optimizer"]
+        self._minutes = spec.finetune_minutes
+        box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
+        self.model: EfficientLVSMModel = model_config.setup(scene_box=box, num_train_data=0)
+        load_weights(self.model.network, Path(spec.weights))
+        self.model.to(device).eval()
+        self._weights = {name: tensor.clone() for name, tensor in self.model.network.state_dict().items()}
+        self._warm = False
+
+    def prepare(self, scene: SceneContext) -> Prepared:
+        model, device = self.model, self.model.device
+        model.network.load_state_dict(self._weights)
+        facts: dict[str, Any] = {"precision": str(model.network.autocast_dtype or torch.float32).split(".")[1]}
+        if not self._warm:
+            self._encode(scene.views)
+            self._warm = True
+        synchronise(device)
+        start = time.perf_counter()
+        if self._minutes is not None:
+            facts["finetuning_steps"] = self._finetune(scene.views)
+        encode_ms = milliseconds(device, lambda: self._encode(scene.views))
+        seconds = time.perf_counter() - start
+        return Prepared(
+            render=lambda camera: model.get_outputs_for_camera(camera)["rgb"],
+            seconds=seconds,
+            disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values()),
+            facts={**facts, "encode_ms": encode_ms, "memory_bytes": model.memory().num_bytes},
+        )
+
+    def _encode(self, context: Views) -> None:
+        self.model.set_context(ViewSet(context, context))
+        self.model.memory()
+
+    def _finetune(self, context: Views) -> int:
+        """Trains on the context views for the minutes asked, each time some of them from the others; returns the steps.
+
+        Mean squared error alone, in the canonical frame of all context views, the one that is rendered in.
+        """
+        network, context = self.model.network, context.to(self.model.device)
+        optimizer = replace(self._optimizer, lr=FINETUNE_SHARE * self._optimizer.lr).setup(network.parameters())
+        frame = CanonicalFrame.estimate(context.camera_to_world)
+        many = (FINETUNE_BATCH,)
+        frame = CanonicalFrame(*(x.expand(*many, *x.shape[1:]) for x in (frame.axes, frame.centre, frame.scale)))
+        generator = torch.Generator().manual_seed(0)
+        targets = max(1, context.num_views // 4)
+        steps, end = 0, time.perf_counter() + 60 * self._minutes
+        network.train()
+        while time.perf_counter() < end:
+            order = torch.stack([torch.randperm(context.num_views, generator=generator) for _ in range(FINETUNE_BATCH)])
+            inputs, held_out = (_dealt(context, chosen) for chosen in (order[:, targets:], order[:, :targets]))
+            loss = (network(inputs, held_out, frame) - held_out.rgb).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            steps += 1
+        network.eval()
+        return steps
+
+
+def network_config(spec: MethodSpec) -> TrainerConfig:
+    """The options of a run, or of a method with the network that a file of weights is of.
+
+    Raises:
+        ValueError: where these are of another method than named.
+    """
+    if spec.config is not None:
+        return read_config(Path(spec.config), f"--runs {spec.name}=")
+    config, network = deepcopy(network_methods()[spec.method]), read_weights(Path(spec.weights)).config
+    if type(network) is not type(config.pipeline.model.network):
+        raise ValueError(
+            f"--runs {spec.name}={spec.weights}: found weights of {type(network).__name__}, expected those of "
+            f"{type(config.pipeline.model.network).__name__}, the network of {spec.method}"
+        )
+    config.pipeline.model.network = network
+    return config
+
+
+def _dealt(views: Views, chosen: Tensor) -> Views:
+    """A batch of scenes [scene, view] from one scene's views with these positions."""
+    parts = (views.camera_to_world, views.directions, views.intrinsics, views.rgb)
+    return Views(*(part[0][chosen.to(part.device)] for part in parts))
+
+
+class Gaussians:
+    """gsplat's splatfacto on the context frames, optimised by ns-train in a process of its own."""
+
+    def __init__(self, spec: MethodSpec, settings: Settings, folder: Path, device: torch.device):
+        self._spec, self._settings, self._folder, self._device = spec, settings, folder, device
+
+    def prepare(self, scene: SceneContext) -> Prepared:
+        experiment = f"{scene.name}-{scene.count}_views"
+        run = self._folder / experiment / self._spec.method / "run"
+        command = self._command(scene, experiment)
+        log = self._folder / f"{experiment}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        with log.open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        if status != 0:
+            raise RuntimeError(f"{' '.join(command)}\nended with status {status}:\n{log.read_text()[-2000:]}")
+        fit = json.loads((run / "fit.json").read_text())
+        _, pipeline, _, _ = eval_setup(run / "config.yml")
+        # Nothing but what nerfstudio renders from: neither the optimiser's moments nor the images.
+        kept = pipeline.model.gauss_params.values()
+        return Prepared(
+            render=lambda camera: pipeline.model.get_outputs_for_camera(camera)["rgb"],
+            seconds=sum(fit["seconds"].values()),
+            disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
+            child_peak_bytes=usage.ru_maxrss * 1024,
+            facts={"fit": fit, "wall_seconds": wall, "command": command},
+        )
+
+    def _command(self, scene: SceneContext, experiment: str) -> list[str]:
+        settings, spec = self._settings, self._spec
+        options = {
+            "data": settings.data,
+            "machine.device-type": self._device.type,
+            "vis": "tensorboard",
+            "output-dir": str(self._folder),
+            "experiment-name": experiment,
+            "timestamp": "run",
+            "max-num-iterations": str(spec.iterations),
+            "pipeline.model.backend": spec.backend,
+            "pipeline.datamanager.scene": scene.name,
+            "pipeline.datamanager.evaluation-index": str(scene.index),
+            "pipeline.datamanager.background": settings.background,
+            "pipeline.model.background-color": settings.background,
+        }
+        height, width = map(str, settings.image_size)
+        return [
+            str(Path(sys.executable).parent / "ns-train"),
+            spec.method,
+            *(part for name, value in options.items() for part in (f"--{name}", value)),
+            *("--pipeline.datamanager.image-size", height, width),
+            *(() if settings.dataparser is None else (settings.dataparser,)),
+        ]
+
+
+def device_to_use() -> torch.device:
+    """CUDA where there is one, as nerfstudio's own programs choose."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resident_bytes(field: str) -> Optional[int]:
+    """A line of Linux's /proc/self/status in bytes, e.g. VmHWM, the peak of resident memory; None elsewhere."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return None

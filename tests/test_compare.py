@@ -1,0 +1,345 @@
+"""scripts/compare.py: one comparison on tiny scenes from end to end, its parts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import make_views, tiny_pipeline, write_collection
+
+from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.evaluation.comparison import frame_file, read_picture
+from elvsm_nerfstudio.evaluation.floors import copy_nearest, mean_of_context
+from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    """The scripts' folder, to import from."""
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+
+
+def write_run(folder: Path, data: Path, method: str = "efficient_lvsm_tiny", scale: float = 20.0) -> Path:
+    """The folder of a run with an untrained network whose colours are strong, or NaN."""
+    from elvsm_nerfstudio import method_configs
+
+    pipeline = tiny_pipeline(data, method=method)
+    with torch.no_grad():
+        pipeline.model.network.head.weight.mul_(scale)
+    config = replace(deepcopy(getattr(method_configs, method).config), pipeline=pipeline.config, output_dir=folder)
+    config.experiment_name, config.timestamp, config.data = "tiny", "run", data
+    config.get_checkpoint_dir().mkdir(parents=True)
+    torch.save({"step": 0, "pipeline": pipeline.state_dict()}, config.get_checkpoint_dir() / "step-000000000.ckpt")
+    path = config.get_base_dir() / "config.yml"
+    path.write_text(yaml.dump(config))
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A collection without an index; read only."""
+    return write_collection(tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, plain) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), plain)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, plain, run):
+    """A comparison in which one method fails: its options, and what came out."""
+    from compare import compare
+    from compare_options import Args
+
+    broken = write_run(tmp_path_factory.mktemp("broken"), plain, scale=math.nan)
+    args = Args(
+        data=plain, methods=("efficient-lvsm-tiny", "broken", "copy-nearest"),
+        runs=(f"efficient-lvsm-tiny={run}", f"broken={broken}"), output=tmp_path_factory.mktemp("comparison") / "out",
+        context_views=(1, 2), num_target_views=3, video_frames=6, beside="tests",
+    )  # fmt: skip
+    return args, compare(args)
+
+
+def rows_of(result: dict, method: str, count: int) -> list[dict]:
+    found = [r for r in result["records"] if (r["method"], r["context_views"]) == (method, count)]
+    return [row for record in found for row in record["images"]]
+
+
+def test_all_methods_get_the_same_frames_and_photos(compared, plain):
+    args, result = compared
+    split = json.loads((args.output / "split.json").read_text())
+    first = json.loads((args.output / "splits/1_views.json").read_text())
+    assert set(split) == {"scene_5", "scene_6"} and result["image_size"] == [16, 16]
+    for scene, frames in split.items():
+        assert len(frames["context"]) == 2 and len(frames["target"]) == 3
+        assert not set(frames["context"]) & set(frames["target"])
+        assert first[scene] == {"context": frames["context"][:1], "target": frames["target"]}
+    datamanager = tiny_pipeline(plain, evaluation_index=args.output / "split.json").datamanager
+    scene = datamanager.evaluation_scene(datamanager.eval_entries[0])
+    for frame, rgb in zip(split["scene_5"]["target"], scene.views.target.rgb[0]):
+        assert torch.equal(read_picture(args.output / "images/scene_5/target" / frame_file(frame)), rgb)
+
+
+def test_scores_are_those_of_the_saved_pictures(compared, plain):
+    args, result = compared
+    datamanager = tiny_pipeline(plain, evaluation_index=args.output / "splits/2_views.json").datamanager
+    expected = []
+    for entry in datamanager.eval_entries:
+        views = datamanager.evaluation_scene(entry).views
+        copies = copy_nearest(views.context, views.target)[0]
+        expected += [image_metrics(copy, truth) for copy, truth in zip(copies, views.target.rgb[0])]
+    rows = rows_of(result, "copy-nearest", 2)
+    assert [row["psnr"] for row in rows] == pytest.approx([row["psnr"] for row in expected])
+    assert [row["flip"] for row in rows] == pytest.approx([row["flip"] for row in expected], abs=1e-5)
+    summary = result["methods"][2]["summaries"]["2"]
+    assert summary["metrics"]["psnr"] == pytest.approx(sum(row["psnr"] for row in expected) / 6)
+    assert summary["scenes"]["scene_5"]["num_images"] == 3
+
+
+def test_a_run_is_rendered_as_its_own_pipeline_renders(compared, plain, run):
+    args, _ = compared
+    pipeline = tiny_pipeline(plain, evaluation_index=args.output / "splits/2_views.json")
+    with torch.no_grad():
+        pipeline.model.network.head.weight.mul_(20)
+    datamanager = pipeline.datamanager
+    scene = datamanager.evaluation_scene(datamanager.eval_entries[1])
+    pipeline.model.set_context(scene.views)
+    folder = args.output / "methods/efficient-lvsm-tiny/2_views/scene_6/target"
+    for i, frame in enumerate(datamanager.evaluation_index.choices["scene_6"].target):
+        rgb = pipeline.model.get_outputs_for_camera(scene.cameras[i : i + 1])["rgb"]
+        assert rgb.std() > 0.05
+        torch.testing.assert_close(read_picture(folder / frame_file(frame)), rgb.clamp(0, 1), atol=0.003, rtol=0)
+
+
+def test_costs_are_recorded(compared):
+    _, result = compared
+    records = [record for record in result["records"] if record["method"] == "efficient-lvsm-tiny"]
+    parameters = sum(p.numel() for p in tiny_pipeline(Path(result["data"])).model.network.parameters())
+    for record in records:
+        assert len(record["render_ms"]) == 3 and min(record["render_ms"]) > 0
+        assert record["first_picture_seconds"] > record["prepare_seconds"] > 0
+        assert record["disk_bytes"] == 4 * parameters and record["peak_bytes"] > 50 * 2**20
+    assert result["machine"]["device"] and result["beside"] == "tests" and "torch" in result["versions"]
+
+
+def test_a_failing_method_is_shown_as_failed_and_the_rest_goes_on(compared):
+    args, result = compared
+    broken = [record for record in result["records"] if record["method"] == "broken"]
+    assert [record["status"] for record in broken] == ["failed"] * 4
+    assert "not finite" in broken[0]["error"]
+    table = (args.output / "table.md").read_text()
+    assert "broken (2 of 2 scenes failed) | failed" in table and "| copy-nearest |" in table
+    for name in ("index.html", "results.json", "quality_views_dark.png", "quality_time_light.png", "path_scene_5.mp4"):
+        assert (args.output / name).stat().st_size > 1000, name
+
+
+def test_metrics_that_cannot_be_had_are_left_out_with_a_note(compared):
+    _, result = compared
+    assert result["metrics"] == ["psnr", "ssim", "flip"]
+    assert "LPIPS is left out: found images of 16 x 16" in result["notes"][0]
+
+
+def test_going_on_keeps_what_was_done(compared):
+    from compare import compare
+    from compare_data import find_scenes, keep_settings, keep_split
+    from compare_layout import Layout, Settings, dataparser_config
+
+    from elvsm_nerfstudio.data.scenes import SceneCollection
+
+    args, before = compared
+    again = replace(args, methods=("efficient-lvsm-tiny", "mean-of-context"), runs=args.runs[:1])
+    record = args.output / "methods/efficient-lvsm-tiny/2_views/scene_5.json"
+    time = record.stat().st_mtime_ns
+    result = compare(again)
+    assert record.stat().st_mtime_ns == time
+    assert [method["name"] for method in result["methods"]] == ["efficient-lvsm-tiny", "mean-of-context"]
+    assert rows_of(result, "efficient-lvsm-tiny", 2) == rows_of(before, "efficient-lvsm-tiny", 2)
+
+    settings = Settings(**json.loads((args.output / "comparison.json").read_text())["settings"])
+    with pytest.raises(ValueError, match="holds a comparison with num_target_views 3; expected the same, found 4"):
+        keep_settings(Layout(args.output), replace(settings, num_target_views=4))
+    scenes = find_scenes(args, SceneCollection.open(args.data, dataparser_config(None)))
+    with pytest.raises(DataError, match="2 context frames; expected the 3 of --context-views"):
+        keep_split(replace(args, context_views=(3,)), Layout(args.output), scenes)
+
+
+def test_a_process_that_dies_fails_on_its_scene_alone(tmp_path, monkeypatch):
+    import compare_runs
+    from compare_layout import Job, Layout, MethodSpec, Settings
+
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import json, os, sys, pathlib\n"
+        "content = json.load(open(sys.argv[1]))\n"
+        "for job in content['jobs']:\n"
+        "    if job['scene'] == 'b':\n"
+        "        print('out of memory', flush=True), os._exit(9)\n"
+        "    path = pathlib.Path(content['root'], 'methods/m/4_views', job['scene'] + '.json')\n"
+        "    path.parent.mkdir(exist_ok=True)\n"
+        '    path.write_text(\'{"status": "done"}\')\n'
+    )
+    monkeypatch.setattr(compare_runs, "WORKER", worker)
+    layout, spec = Layout(tmp_path / "out"), MethodSpec("m", "floor", "copy-nearest")
+    settings = Settings("data", (16, 16), "white", None, 3, ("a", "b", "c"))
+    jobs = [Job(4, scene, 0) for scene in "abc"]
+    assert [job.scene for job in compare_runs.run_method(layout, settings, spec, jobs)] == ["a", "b", "c"]
+    records = [json.loads(layout.record(spec, 4, scene).read_text()) for scene in "abc"]
+    assert [record["status"] for record in records] == ["done", "failed", "done"]
+    assert "status 9" in records[1]["error"] and "out of memory" in records[1]["error"]
+
+
+def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, plain, run):
+    from compare_methods import Network, SceneContext
+    from compare_rows import find_methods
+
+    spec = find_methods(options(plain, "efficient-lvsm-tiny", run=run, finetune_minutes=0.03), whole_scenes=True)[1]
+    assert spec.name == "efficient-lvsm-tiny (fine-tuned)" and spec.folder == "efficient-lvsm-tiny-fine-tuned"
+    datamanager = tiny_pipeline(plain).datamanager
+    scene = datamanager.evaluation_scene(datamanager.eval_entries[0])
+    context, count = scene.views.context, scene.views.context.num_views
+    cameras = datamanager.train_dataset.cameras
+
+    def fit(minutes: float | None) -> float:
+        network = Network(replace(spec, finetune_minutes=minutes), torch.device("cpu"))
+        before = {name: tensor.clone() for name, tensor in network.model.network.state_dict().items()}
+        prepared = network.prepare(SceneContext(scene.name, context, tmp_path, count))
+        assert minutes is None or prepared.facts["finetuning_steps"] > 3 and prepared.seconds > 60 * minutes
+        assert all(torch.equal(network._weights[name], before[name]) for name in before)
+        renders = torch.stack([prepared.render(cameras[i : i + 1]) for i in range(count)])
+        return float(psnr(renders.detach(), context.rgb[0]))
+
+    assert fit(0.03) > fit(None) + 1
+
+
+def test_mean_of_context():
+    views = make_views(2, 3, 8, 8)
+    mean = mean_of_context(views, views.select([0, 1]))
+    assert mean.shape == (2, 2, 8, 8, 3)
+    torch.testing.assert_close(mean[1, 1], (views.rgb[1, 0] + views.rgb[1, 1] + views.rgb[1, 2]) / 3)
+
+
+def test_evaluation_reports_both_floors(plain):
+    from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
+
+    pipeline = tiny_pipeline(plain)
+    evaluator = Evaluator(
+        pipeline.model, pipeline.datamanager, configured_protocol(pipeline.model, pipeline.datamanager)
+    )
+    scene = evaluator.scene(pipeline.datamanager.eval_entries[0], max_targets=1)
+    (result,) = evaluator.score(scene)
+    context, truth = scene.views.context, scene.views.target.rgb[0, 0]
+    assert result.metrics["psnr_mean_of_context"] == pytest.approx(float(psnr(context.rgb[0].mean(dim=0), truth)))
+    copied = copy_nearest(context, scene.views.target)[0, 0]
+    assert result.metrics["psnr_copy_nearest"] == pytest.approx(float(psnr(copied, truth)))
+
+
+def test_the_path_passes_through_the_context_cameras():
+    from compare_path import path_through
+
+    from elvsm_nerfstudio.cameras import views_from_cameras
+
+    context = make_views(1, 4, 12, 16)
+    path = views_from_cameras(path_through(context, 40), patch_size=1)
+    centres = path.camera_to_world[0, :, :3, 3]
+    for pose in context.camera_to_world[0]:
+        distance = (centres - pose[:3, 3]).norm(dim=-1)
+        nearest = int(distance.argmin())
+        assert distance[nearest] < 1e-4
+        torch.testing.assert_close(path.camera_to_world[0, nearest, :3, 2], pose[:3, 2], atol=1e-4, rtol=0)
+    radii = centres.norm(dim=-1)
+    assert radii.min() > 0.9 * context.camera_to_world[0, :, :3, 3].norm(dim=-1).min()  # it never cuts through
+    torch.testing.assert_close(path.intrinsics[0, 0, :2], context.intrinsics[0, 0, :2])
+
+
+# What is refused
+
+
+def options(data: Path, *methods: str, run: Path | None = None, **more):
+    from compare_options import Args
+
+    runs = () if run is None else (f"{methods[0]}={run}",)
+    return Args(**{"data": data, "methods": methods, "output": Path("unused"), "runs": runs, **more})
+
+
+@pytest.mark.parametrize(
+    "methods, more, message",
+    [
+        (["efficient-lvsm-tin"], {}, "did you mean efficient-lvsm-tiny"),
+        (["copy-neerest"], {}, "did you mean copy-nearest"),
+        (["efficient-lvsm-tiny"], {}, "needs weights; give --runs efficient-lvsm-tiny=RUN"),
+        (["copy-nearest"], {"runs": ("copy-nearest=.",)}, "takes no run"),
+        (["copy-nearest"], {"runs": ("mine=.",)}, "not among --methods, which are copy-nearest"),
+        (["mine"], {"runs": ("mine",)}, "expected NAME=PATH"),
+        (["mine"], {"runs": ("mine=nowhere",)}, "no such file or folder"),
+        (["mine"], {"runs": (f"mine={SCRIPTS}",)}, "found no config.yml in it"),
+        (["mine"], {"runs": (f"mine={__file__}",)}, "a file of weights needs the name of a method"),
+    ],
+)
+def test_bad_methods_are_refused(plain, methods, more, message):
+    from compare_rows import find_methods
+
+    with pytest.raises(ValueError, match=message):
+        find_methods(options(plain, *methods, **more), whole_scenes=True)
+
+
+def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, collection):
+    from compare_rows import find_methods, image_size
+
+    with pytest.raises(ValueError, match="found a run of efficient-lvsm-tiny; give that row another name"):
+        find_methods(options(plain, "lvsm-decoder-only-tiny", run=run), whole_scenes=True)
+    (spec,) = find_methods(options(plain, "mine", run=run), whole_scenes=True)
+    assert spec.method == "efficient-lvsm-tiny" and spec.note == "trained on other scenes of these data"
+    (other,) = find_methods(options(collection, "mine", run=run / "config.yml"), whole_scenes=True)
+    assert other.note == f"trained on other data than compared on here: {plain.name}"
+    assert image_size(options(plain, "mine", run=run), [spec]) == (16, 16)
+    with pytest.raises(ValueError, match="expected multiples of 8, the patches of mine"):
+        image_size(options(plain, "mine", run=run, image_size=(20, 16)), [spec])
+
+
+def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
+    import compare_rows
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--backend gsplat: found no GPU"):
+        compare_rows._gaussians(options(plain, backend="gsplat"))
+
+
+def test_bad_splits_are_refused(tmp_path, plain):
+    from compare_layout import dataparser_config
+
+    from elvsm_nerfstudio.data.scenes import SceneCollection
+    from elvsm_nerfstudio.evaluation.split import choose_split, read_split
+
+    collection = SceneCollection.open(plain, dataparser_config(None))
+    scenes = [collection.load(entry) for entry in collection.split("test")]
+
+    def read(count: int, **scene_5) -> None:
+        good = {"context": [0, 1], "target": [5]}
+        (tmp_path / "split.json").write_text(json.dumps({"scene_5": {**good, **scene_5}, "scene_6": good}))
+        read_split(tmp_path / "split.json", scenes, count)
+
+    read(2)
+    with pytest.raises(DataError, match=r"frames \[1\] are context and target"):
+        read(2, target=[1, 5])
+    with pytest.raises(DataError, match="scene scene_5: 1 context frames; expected the 2"):
+        read(2, context=[0])
+    with pytest.raises(DataError, match="frame 99; the scene has frames 0..7"):
+        read(2, target=[99])
+    assert list(read_split(tmp_path / "split.json", scenes[1:], 2)) == ["scene_6"]
+    (tmp_path / "one.json").write_text(json.dumps({"scene_5": {"context": [0], "target": [1]}}))
+    with pytest.raises(DataError, match="has no frames for scene_6; expected some for every compared scene"):
+        read_split(tmp_path / "one.json", scenes, 1)
+    with pytest.raises(DataError, match="--context-views 8: scene scene_5 has 8 frames"):
+        choose_split(scenes, 8, 3)

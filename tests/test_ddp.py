@@ -1,0 +1,74 @@
+"""Several devices: the same training as with one that sees all their scenes. Two processes on the CPU, over gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import gradients, no_writers_are_left, tiny_trainer  # noqa: F401
+
+from elvsm_nerfstudio.training.checkpoints import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, collection) -> Path:
+    """What two ranks of two scenes each left behind."""
+    folder = tmp_path_factory.mktemp("ddp")
+    launcher = Path(__file__).parent / "ddp_launcher.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(launcher), str(folder), str(collection)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder) -> list[dict]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, collection) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Target images and gradients of one process that sees four scenes."""
+    trainer = tiny_trainer(tmp_path_factory.mktemp("alone"), collection, scenes_per_batch=4)
+    images = trainer.pipeline.datamanager.next_train(0)[1]["image"]
+    trainer.train_iteration(0)
+    return images, gradients(trainer)
+
+
+def test_ranks_draw_different_scenes_and_together_those_of_one_process(ranks, alone):
+    assert torch.equal(torch.cat([rank["images"] for rank in ranks]), alone[0])
+    assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
+
+
+@pytest.mark.parametrize("which", ["gradients", "accumulated"])
+def test_gradients_are_those_of_one_process_with_all_scenes(ranks, alone, which):
+    for name, expected in alone[1].items():
+        for rank in ranks:
+            assert (rank[which][name] - expected).abs().max() < 1e-5, name
+    assert max(gradient.abs().max() for gradient in alone[1].values()) > 1e-3
+
+
+def test_gradients_are_exchanged_once_for_each_step(ranks):
+    one, other = (rank["unsynchronised"] for rank in ranks)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_rank_0_alone_writes(folder, ranks):
+    assert not [path for path in (folder / "plain" / "rank1").rglob("*") if path.is_file()]
+    run = folder / "plain" / "rank0" / "a" / "efficient-lvsm-tiny" / "run"
+    assert (run / "dataparser_transforms.json").exists() and list(run.glob("events.*"))
+    state = read_checkpoint(run / "nerfstudio_models" / "step-000000001.ckpt")
+    assert not any("module." in name for name in state["pipeline"])
+    for name, tensor in ranks[0]["average"].items():
+        assert torch.equal(tensor, ranks[1]["average"][name]), name
+        assert torch.equal(tensor, state["pipeline"][f"_model.network.{name}"])
+
+
+def test_what_several_devices_saved_goes_on_on_one(folder, tmp_path, collection):
+    saved = folder / "plain" / "rank0" / "a" / "efficient-lvsm-tiny" / "run" / "nerfstudio_models"
+    trainer = tiny_trainer(tmp_path, collection, load_dir=saved, ema_decay=0.9, max_num_iterations=3)
+    trainer.train_iteration(trainer._start_step)
+    # One iteration by hand, two of the training loop.
+    assert trainer._start_step == 2 and trainer.average.updates == 4

@@ -1,0 +1,177 @@
+"""From weights to evaluation and pictures without training, through nerfstudio's own programs."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY_NETWORK, run_cli, tiny_pipeline
+from PIL import Image
+
+from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
+from elvsm_nerfstudio.nn.published_weights import to_published
+from elvsm_nerfstudio.nn.weights_file import read_weights, save_weights
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
+from export_weights import Args as ExportArgs  # noqa: E402
+from export_weights import export  # noqa: E402
+from make_run import Args, make_run  # noqa: E402
+
+CONFIG = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
+
+
+@pytest.fixture
+def published(tmp_path) -> Path:
+    """Weights in the authors' layout."""
+    torch.manual_seed(0)
+    path = tmp_path / "published.pt"
+    torch.save({"model": to_published(CONFIG.build().state_dict())}, path)
+    return path
+
+
+def setup(config_path: Path):
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    return eval_setup(config_path)
+
+
+def test_published_weights_are_evaluated_and_rendered_on_a_capture_at_once(tmp_path, published, scene):
+    made = run_cli("python", str(SCRIPTS / "make_run.py"), "--checkpoint", str(published), "--data", str(scene),
+                   "--method", "efficient-lvsm-tiny", "--num-context-views", "3", cwd=tmp_path)  # fmt: skip
+    config = made.stdout.split()[-1]
+    assert config == "outputs/published-spheres/efficient-lvsm-tiny/run/config.yml"
+    published.unlink()  # the run has its own
+    run_cli("ns-eval", "--load-config", config, "--output-path", "zero.json", cwd=tmp_path)
+    results = json.loads((tmp_path / "zero.json").read_text())["results"]
+    assert results["num_scenes"] == 1 and results["num_images"] >= 1 and 3 < results["psnr"] < 40
+    run_cli("ns-render", "interpolate", "--load-config", config, "--output-path", "path.mp4", "--pose-source", "train",
+            "--interpolation-steps", "2", "--output-format", "images", "--image-format", "png",
+            cwd=tmp_path)  # fmt: skip
+    frames = [np.array(Image.open(path)) for path in sorted((tmp_path / "path").glob("*.png"))]
+    assert len(frames) >= 2 and frames[0].std() > 0
+
+
+def test_the_made_run_has_the_weights_and_sizes_of_the_file(tmp_path, published, scene):
+    path = make_run(Args(checkpoint=published, data=scene, method="efficient-lvsm", output_dir=tmp_path / "out"))
+    config, pipeline, _, step = setup(path)
+    assert step == 0 and config.pipeline.model.network == CONFIG and config.pipeline.model.checkpoint is None
+    assert config.pipeline.datamanager.image_size == (256, 256)
+    expected = read_weights(published).state
+    for name, tensor in pipeline.model.network.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_method_is_that_of_the_network(tmp_path, scene):
+    network = LVSMDecoderOnlyConfig(width=256, num_layers=8, mlp_ratio=5).build()
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), network.config, torch.bfloat16)
+    path = make_run(Args(checkpoint=tmp_path / "w.safetensors", data=scene, output_dir=tmp_path / "out"))
+    assert yaml.load(path.read_text(), Loader=yaml.Loader).method_name == "lvsm-decoder-only-tiny"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "of no registered method's network .*width 32.*--method .*efficient-lvsm-512"),
+        ({"method": "lvsm-decoder-only"}, "found weights for EfficientLVSMConfig, expected LVSMDecoderOnlyConfig"),
+        ({"method": "splatfacto"}, "--method splatfacto is unknown; expected one of efficient-lvsm, "),
+        ({"method": "efficient-lvsm", "data": None}, "--checkpoint needs --data"),
+        ({"method": "efficient-lvsm", "dataparser": "x"}, "--dataparser x is unknown; expected one of .*colmap"),
+        ({"method": "efficient-lvsm", "data": Path("nowhere")}, "nowhere does not exist"),
+        ({"checkpoint": None}, "give either --checkpoint WEIGHTS --data DATA or --from-run CONFIG"),
+        ({"checkpoint": Path("none.pt")}, "none.pt does not exist; expected a file of weights"),
+        ({"checkpoint": None, "from_run": Path("c.yml"), "method": "x"}, "--method x is for --checkpoint"),
+    ],
+)
+def test_what_cannot_be_made_is_explained_and_leaves_nothing(tmp_path, published, scene, options, message):
+    args = Args(**{"checkpoint": published, "data": scene, "output_dir": tmp_path / "out", **options})
+    with pytest.raises(ValueError, match=message):
+        make_run(args)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, collection) -> Path:
+    """A run that started from weights, with averaged ones; the weights are gone by now."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(1)
+    save_weights(folder / "start.safetensors", CONFIG.build().state_dict(), CONFIG)
+    run_cli("ns-train", "efficient-lvsm-tiny", *TINY_NETWORK, "--data", str(collection), "--machine.device-type", "cpu",
+            "--vis", "tensorboard", "--max-num-iterations", "2", "--output-dir", "outputs",
+            "--experiment-name", "tuned", "--timestamp", "run", "--ema-decay", "0.9",
+            "--pipeline.model.network.init-std", "0.02", "--pipeline.model.checkpoint", "start.safetensors",
+            "--optimizers.network.optimizer.lr", "1e-6",
+            cwd=folder)  # fmt: skip
+    (folder / "start.safetensors").rename(folder / "moved.safetensors")
+    return folder / "outputs/tuned/efficient-lvsm-tiny/run/config.yml"
+
+
+def test_training_starts_from_weights_and_evaluation_does_without_them(trained, monkeypatch):
+    folder = trained.parents[4]
+    monkeypatch.chdir(folder)
+    _, pipeline, _, _ = setup(trained.relative_to(folder))
+    start = read_weights(folder / "moved.safetensors").state
+    for name, tensor in pipeline.model.network.state_dict().items():
+        assert torch.allclose(tensor, start[name], atol=1e-5), name
+    assert not torch.equal(pipeline.model.network.head.weight, start["head.weight"])
+
+
+def test_exported_weights_are_those_that_the_run_renders_with(trained, tmp_path, monkeypatch, scene):
+    monkeypatch.chdir(trained.parents[4])
+    export(ExportArgs(load_config=trained, output=tmp_path / "w.safetensors"))
+    weights = read_weights(tmp_path / "w.safetensors")
+    checkpoint = torch.load(trained.parent / "nerfstudio_models/step-000000001.ckpt", weights_only=True)
+    assert weights.complete and weights.config.init_std == 0.02
+    for name, tensor in weights.state.items():
+        assert torch.equal(tensor, checkpoint["pipeline"][f"_model.network.{name}"])
+    assert not torch.equal(weights.state["head.weight"], checkpoint["average"]["trained"]["head.weight"])
+
+    export(ExportArgs(load_config=trained, output=tmp_path / "half.safetensors", dtype="bf16"))
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "w.safetensors").stat().st_size
+    with pytest.raises(ValueError, match="w.pt: expected a name that ends in .safetensors"):
+        export(ExportArgs(load_config=trained, output=tmp_path / "w.pt"))
+
+    made = make_run(Args(from_run=trained, data=scene, output_dir=tmp_path / "out"))
+    _, pipeline, _, _ = setup(made)
+    assert torch.equal(pipeline.model.network.head.weight, weights.state["head.weight"])
+    last = trained.parent / "nerfstudio_models/step-000000001.ckpt"
+    with pytest.raises(ValueError, match=f"belongs to a run.*give --from-run {trained}"):
+        make_run(Args(checkpoint=last, data=scene, output_dir=tmp_path / "out"))
+
+
+def test_a_wrong_checkpoint_is_an_error_of_its_option(collection, tmp_path, trained):
+    pipeline = tiny_pipeline(collection)
+    config = pipeline.model.config
+    wide = EfficientLVSMConfig(64, 2, 16).build()
+    save_weights(tmp_path / "wide.safetensors", wide.state_dict(), wide.config)
+    for checkpoint, message in (
+        (tmp_path / "wide.safetensors", "found weights of .*width 64.*expected .*width 32"),
+        (tmp_path / "nowhere.pt", "does not exist"),
+        (trained.parent / "nerfstudio_models/step-000000001.ckpt", "found a run of .*expected .*prope"),
+    ):
+        config.checkpoint = checkpoint
+        config.network.camera_encoding = "prope" if "prope" in message else "none"
+        with pytest.raises(ValueError, match=f"--pipeline.model.checkpoint {re.escape(str(checkpoint))}.*{message}"):
+            config.setup(scene_box=None, num_train_data=1)
+
+
+def test_the_second_stage_asks_for_weights(tmp_path):
+    result = run_cli("ns-train", "efficient-lvsm-512", "--data", "x", cwd=tmp_path, check=False)
+    assert result.returncode != 0 and "--pipeline.model.checkpoint" in result.stdout + result.stderr
+    assert "equired" in result.stdout + result.stderr
+
+
+def test_recipes_of_the_variants():
+    large, objects = (getattr(method_configs, f"efficient_lvsm_{name}").config for name in ("512", "object"))
+    optimizer, scheduler = (large.optimizers["network"][part] for part in ("optimizer", "scheduler"))
+    assert (optimizer.lr, scheduler.warmup_steps, scheduler.factor(10**6)) == (1e-4, 1000, 1.0)
+    assert large.pipeline.datamanager.image_size == (512, 512) and large.max_num_iterations == 20000
+    data = objects.pipeline.datamanager
+    assert (data.num_context_views, data.num_target_views, data.background) == (4, 8, "white")
+    assert data.view_sampler == "angular-groups" and not data.targets_include_context
