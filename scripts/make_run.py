@@ -149,7 +149,8 @@ def _config_for(checkpoint: Path, method: Optional[str]) -> TrainerConfig:
         raise ValueError(f"--checkpoint {checkpoint} belongs to a run, which knows more of it; give --from-run {run}")
     network = read_weights(checkpoint).config
     specifications = (getattr(method_configs, name) for name in method_configs.__all__)
-    methods = {spec.config.method_name: spec.config for spec in specifications if isinstance(spec, MethodSpecification)}
+    configs = [spec.config for spec in specifications if isinstance(spec, MethodSpecification)]
+    methods = {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
     if method is None:
         fitting = [name for name, config in methods.items() if _same(config.pipeline.model.network, network)]
         if not fitting:
