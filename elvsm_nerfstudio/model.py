@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -62,6 +62,11 @@ class EfficientLVSMModelConfig(ModelConfig):
     however many there are; all of them if absent. Means nothing in training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the transformer: bf16 autocast, or fp32. 'auto' takes bf16 where the device computes in it."""
+
+    def without_training(self) -> EfficientLVSMModelConfig:
+        """The options of a trained model: without weights to start from, teacher and perceptual loss, whose files only
+        training has."""
+        return replace(self, checkpoint=None, repa=RepaConfig(), perceptual=PerceptualLossConfig())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Read from a run's config.yml: options that are younger than the run are as they would have been."""

@@ -24,8 +24,7 @@ from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
-from elvsm_nerfstudio.training.perceptual import PerceptualLossConfig
-from elvsm_nerfstudio.training.repa import PROJECTORS, RepaConfig
+from elvsm_nerfstudio.training.repa import PROJECTORS
 from elvsm_nerfstudio.viewer import FOLDER, ContextControls
 
 
@@ -65,12 +64,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 f"--pipeline.datamanager.image-size {size[0]} {size[1]}: expected multiples of the patch size {patch} "
                 "(--pipeline.model.network.patch-size)"
             )
-        start = config.model.checkpoint
-        if test_mode != "val" and start is not None and not start.exists():
-            CONSOLE.print(f"[yellow]{start}, which this run started from, is gone; its own checkpoint does without.")
-            config = replace(config, model=replace(config.model, checkpoint=None))
-        if test_mode != "val":  # only training needs a teacher and a perceptual loss, and has their weights
-            config = replace(config, model=replace(config.model, repa=RepaConfig(), perceptual=PerceptualLossConfig()))
+        if test_mode != "val":
+            config = replace(config, model=config.model.without_training())
         # An unknown name is an error now and not after the training.
         self._protocol = None if config.protocol is None else find_protocol(config.protocol)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)

@@ -20,6 +20,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
 from elvsm_nerfstudio.training.checkpoints import (
@@ -293,11 +294,8 @@ class EfficientLVSMTrainer(Trainer):
 
 def _peak_bytes(device: torch.device) -> dict[str, int]:
     """The most memory that this process has held so far: on the host, where Linux tells, and on a GPU."""
-    peaks = {}
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        peaks["host"] = int(line.split()[1]) * 1024
+    host = resident_bytes("VmHWM")
+    peaks = {} if host is None else {"host": host}
     if device.type == "cuda":
         peaks["device"] = torch.cuda.max_memory_allocated(device)
     return peaks

@@ -8,24 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
 from benchmark_meters import milliseconds, synchronise
 from compare_layout import Layout, MethodSpec, Settings
 from jaxtyping import Float
-from make_run import read_config
+from make_run import network_methods, read_config, with_network
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.plugins.types import MethodSpecification
 from nerfstudio.utils.eval_utils import eval_setup
 from torch import Tensor
 
-from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.geometry import CanonicalFrame
@@ -86,13 +83,6 @@ def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: to
     return Gaussians(spec, settings, layout.fits(spec), device)
 
 
-def network_methods() -> dict[str, TrainerConfig]:
-    """The configs of this package's methods that condition on views, by name."""
-    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
-    configs = (spec.config for spec in specifications if isinstance(spec, MethodSpecification))
-    return {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
-
-
 class Floor:
     """Something that needs no learning."""
 
@@ -114,9 +104,8 @@ class Network:
 
     def __init__(self, spec: MethodSpec, device: torch.device):
         config = network_config(spec)
-        # The targets' cameras are for nobody to know. Options that came after the run was made have their defaults.
-        options = {**vars(config.pipeline.model), "canonical_frame": "context", "checkpoint": None}
-        model_config = type(config.pipeline.model)(**options)
+        # The targets' cameras are for nobody to know.
+        model_config = replace(config.pipeline.model.without_training(), canonical_frame="context")
         self._optimizer = config.optimizers["network"]["optimizer"]
         self._minutes = spec.finetune_minutes
         box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
@@ -184,14 +173,8 @@ def network_config(spec: MethodSpec) -> TrainerConfig:
     """
     if spec.config is not None:
         return read_config(Path(spec.config), f"--runs {spec.name}=")
-    config, network = deepcopy(network_methods()[spec.method]), read_weights(Path(spec.weights)).config
-    if type(network) is not type(config.pipeline.model.network):
-        raise ValueError(
-            f"--runs {spec.name}={spec.weights}: found weights of {type(network).__name__}, expected those of "
-            f"{type(config.pipeline.model.network).__name__}, the network of {spec.method}"
-        )
-    config.pipeline.model.network = network
-    return config
+    network = read_weights(Path(spec.weights)).config
+    return with_network(network_methods()[spec.method], network, f"--runs {spec.name}={spec.weights}")
 
 
 def _dealt(views: Views, chosen: Tensor) -> Views:
@@ -260,13 +243,3 @@ class Gaussians:
 def device_to_use() -> torch.device:
     """CUDA where there is one, as nerfstudio's own programs choose."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def resident_bytes(field: str) -> Optional[int]:
-    """A line of Linux's /proc/self/status in bytes, e.g. VmHWM, the peak of resident memory; None elsewhere."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return None

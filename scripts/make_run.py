@@ -147,10 +147,7 @@ def _config_for(checkpoint: Path, method: Optional[str]) -> TrainerConfig:
     run = checkpoint.parent.parent / "config.yml"
     if checkpoint.suffix == ".ckpt" and run.is_file():
         raise ValueError(f"--checkpoint {checkpoint} belongs to a run, which knows more of it; give --from-run {run}")
-    network = read_weights(checkpoint).config
-    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
-    configs = [spec.config for spec in specifications if isinstance(spec, MethodSpecification)]
-    methods = {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
+    network, methods = read_weights(checkpoint).config, network_methods()
     if method is None:
         fitting = [name for name, config in methods.items() if _same(config.pipeline.model.network, network)]
         if not fitting:
@@ -159,12 +156,31 @@ def _config_for(checkpoint: Path, method: Optional[str]) -> TrainerConfig:
                 f"--method whose other options to take: {', '.join(methods)}"
             )
         method = fitting[0]
-    config = deepcopy(_find(methods, method, "--method"))
+    return with_network(_find(methods, method, "--method"), network, f"--checkpoint {checkpoint}")
+
+
+def network_methods() -> dict[str, TrainerConfig]:
+    """The configs of this package's methods that condition on views, by name."""
+    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
+    configs = (spec.config for spec in specifications if isinstance(spec, MethodSpecification))
+    return {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
+
+
+def with_network(method: TrainerConfig, network: NetworkConfig, source: str) -> TrainerConfig:
+    """A method's options with the network that some weights are of.
+
+    Args:
+        source: of the weights, for the message.
+
+    Raises:
+        ValueError: where the method has another kind of network.
+    """
+    config = deepcopy(method)
     expected = type(config.pipeline.model.network)
     if type(network) is not expected:
         raise ValueError(
-            f"--checkpoint {checkpoint}: found weights for {type(network).__name__}, expected {expected.__name__}, the "
-            f"network of --method {method}"
+            f"{source}: found weights for {type(network).__name__}, expected {expected.__name__}, the network of "
+            f"{method.method_name}"
         )
     config.pipeline.model.network = network
     return config

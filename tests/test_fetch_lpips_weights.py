@@ -71,6 +71,7 @@ with torch.no_grad():
 @pytest.fixture
 def script(monkeypatch):
     """The script as a module, with AlexNet as its only network."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("fetch_lpips_weights", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up

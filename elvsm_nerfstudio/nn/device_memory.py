@@ -1,4 +1,4 @@
-"""How much memory a device has left, asked before much of it is taken."""
+"""How much memory a device has left, asked before much of it is taken, and how much a process holds."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ def available_bytes(device: torch.device) -> Optional[int]:
         return torch.cuda.mem_get_info(device)[0] + unused
     meminfo = Path("/proc/meminfo")
     if device.type == "cpu" and meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        return _kilobytes(meminfo, "MemAvailable")
     return None
+
+
+def resident_bytes(field: str) -> Optional[int]:
+    """A line of Linux's /proc/self/status in bytes: VmRSS, resident memory now, or VmHWM, its peak; None elsewhere."""
+    status = Path("/proc/self/status")
+    return _kilobytes(status, field) if status.exists() else None
 
 
 def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
@@ -36,6 +40,14 @@ def require_bytes(needed: int, device: torch.device, purpose: str) -> None:
         raise NotEnoughMemoryError(
             f"{purpose}: {_readable(needed)} needed on {device}, {_readable(available)} available"
         )
+
+
+def _kilobytes(file: Path, field: str) -> Optional[int]:
+    """The line "field:   N kB" of one of Linux's files, in bytes."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _readable(count: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
+from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
 from elvsm_nerfstudio.nn.key_values import KeysValues, KeyValueStore
 from elvsm_nerfstudio.nn.layers import ContextBlock, Observer, PatchHead, PatchTokenizer, TargetBlock, layer_norm
@@ -125,13 +125,10 @@ class EfficientLVSM(SceneNetwork):
             tokens = self._block(context_block, tokens, rotation)
             keep(layer, self._block(keys_values, target_block, tokens))
 
-    def _rays(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view height width 6"]:
+    def _ray_poses(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view 4 4"]:
         if self.config.ray_frame == "canonical":
-            return super()._rays(views, frame)
-        self._check_size(views)
-        with torch.autocast(views.directions.device.type, enabled=False):
-            own = torch.eye(4, device=views.directions.device).expand_as(views.camera_to_world)
-            return pluecker_rays(own, views.directions.float())
+            return super()._ray_poses(views, frame)
+        return torch.eye(4, device=views.directions.device).expand_as(views.camera_to_world)
 
     def _camera_encoding(self, views: Views, frame: CanonicalFrame) -> Optional[CameraEncoding]:
         if self.config.camera_encoding == "none":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.memory import SceneMemory, StoredView
 from elvsm_nerfstudio.nn.network import SceneNetwork
+from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
 
 FORMAT = "elvsm_nerfstudio.SceneMemory 1"
 _FRAME = ("axes", "centre", "scale")
@@ -46,16 +45,7 @@ def save_memory(path: Path, memory: SceneMemory, network: SceneNetwork) -> None:
         "views": json.dumps([(view.id, view.start, view.tokens) for view in memory.packed(0)]),
         "next_id": str(memory.next_id),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(path, tensors, metadata)
 
 
 def load_memory(path: Path, network: SceneNetwork, device: torch.device | str = "cpu") -> SceneMemory:

@@ -309,7 +309,11 @@ class SceneNetwork(nn.Module, ABC):
     def _rays(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view height width 6"]:
         self._check_size(views)
         with torch.autocast(views.directions.device.type, enabled=False):
-            return pluecker_rays(frame.apply(views.camera_to_world), views.directions.float())
+            return pluecker_rays(self._ray_poses(views, frame), views.directions.float())
+
+    def _ray_poses(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view 4 4"]:
+        """Camera-to-world by which rays become tokens: in the memory's frame."""
+        return frame.apply(views.camera_to_world)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         enabled = self.autocast_dtype is not None

@@ -7,7 +7,6 @@ authors published (``.pt`` or ``.safetensors``). No pickled code is executed.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,11 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.published_weights import LAYOUTS, check_state, from_published, is_published, our_config
+from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
 
 FORMAT = "elvsm_nerfstudio.weights 1"
 RUN_PREFIX = "_model.network."
@@ -90,16 +89,7 @@ def save_weights(
         OSError: where the file cannot be written.
     """
     metadata = {"format": FORMAT, "network": type(config).__name__, "config": json.dumps(asdict(config))}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file({name: x.detach().to(dtype).contiguous() for name, x in state.items()}, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(path, {name: x.to(dtype) for name, x in state.items()}, metadata)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
