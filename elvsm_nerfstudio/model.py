@@ -23,8 +23,10 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.weights_file import load_weights
+from elvsm_nerfstudio.training.augmentation import scaled_at_random
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
+from elvsm_nerfstudio.training.prefixes import Prefixes
 from elvsm_nerfstudio.training.repa import Repa, RepaConfig
 from elvsm_nerfstudio.views import Views, ViewSet
 
@@ -47,14 +49,22 @@ class EfficientLVSMModelConfig(ModelConfig):
     """Cameras that fix the canonical frame. 'context' also works where targets are not known, as in the viewer;
     'context+target' is the paper's evaluation protocol."""
     checkpoint: Optional[Path] = None
-    """Weights to start from, of the same network: a file of scripts/export_weights.py, a run's step-*.ckpt, or one in
-    the authors' layout (.pt, .safetensors). Steps, learning rate and optimiser start anew; to go on with a run give
-    --load-dir instead."""
+    """Weights to start from, of the same network: 'pretrained', those that come with this package, a file of
+    scripts/export_weights.py, a run's step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Steps, learning
+    rate and optimiser start anew; to go on with a run give --load-dir instead."""
     repa: RepaConfig = field(default_factory=RepaConfig)
     """A teacher whose features the network's are drawn to in training."""
     gradient_checkpointing: bool = False
     """Whether training keeps only what goes into each block, and computes the rest again on the way back: less memory,
     about a third more time, the same gradients."""
+    prefix_loss: bool = False
+    """Whether training encodes a step's context views once and renders each target from a random number of them: the
+    first 1, 2, ... of a random order. For networks of Efficient-LVSM, with --pipeline.datamanager.num-context-views
+    set to the largest number, not to a range."""
+    scale_augmentation: Optional[tuple[float, float]] = None
+    """Smallest and largest factor, e.g. 0.7 1.4, by which training makes scenes larger or smaller, each at random, once
+    their cameras are in the canonical frame; none if absent. (That frame cancels the scale of the data, as it cancels a
+    rotation of the world, which is why rotations are not varied.)"""
     perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
     """A perceptual loss beside the mean squared error."""
     nearest_views: Optional[int] = None
@@ -123,6 +133,18 @@ class EfficientLVSMModel(Model):
                 load_weights(self.network, self.config.checkpoint)
             except ValueError as error:
                 raise ValueError(f"--pipeline.model.checkpoint {error}") from None
+        if self.config.prefix_loss and not self.network.has_prefixes:
+            raise ValueError(
+                f"--pipeline.model.prefix-loss True: found {self.network.architecture}, which goes through all context "
+                "views again for every target; expected a network of Efficient-LVSM, or prefix-loss False"
+            )
+        scales = self.config.scale_augmentation
+        if scales is not None and not 0 < scales[0] <= scales[1]:
+            raise ValueError(
+                f"--pipeline.model.scale-augmentation {scales[0]} {scales[1]}: expected 0 < smallest <= largest"
+            )
+        self.generator = torch.Generator()
+        """Of what a training step draws at random; the pipeline sets one for every step."""
         self.repa = None if self.config.repa.teacher == "none" else Repa(self.config.repa, self.network)
         self.perceptual_loss: Optional[PerceptualLoss] = self.config.perceptual.build()
         self._context: Optional[Context] = None
@@ -239,11 +261,20 @@ class EfficientLVSMModel(Model):
     def get_outputs(self, ray_bundle: ViewSet) -> dict[str, Tensor]:
         """Renders the targets of a batch of view sets: ``rgb`` [scene, view, height, width, 3]."""
         views = ray_bundle
-        if self.repa is not None and self.training:
-            rgb, repa = self.repa(self.network, views, self.frame_of(views))
-            return {"rgb": rgb, "repa": repa}
-        network = self.network if self.training else self.rendering_network
-        return {"rgb": network(views.context, views.target, self.frame_of(views))}
+        if not self.training:
+            return {"rgb": self.rendering_network(views.context, views.target, self.frame_of(views))}
+        of_frame, lengths = views, None
+        if self.config.prefix_loss:
+            prefixes = Prefixes.draw(views.context.num_views, views.target.num_views, self.generator)
+            views, lengths = prefixes.ordered(views), prefixes.lengths
+            of_frame = prefixes.of_frame(views)
+        frame = self.frame_of(of_frame)
+        if self.config.scale_augmentation is not None:
+            frame = scaled_at_random(frame, self.config.scale_augmentation, self.generator)
+        if self.repa is None:
+            return {"rgb": self.network(views.context, views.target, frame, lengths)}
+        rgb, repa = self.repa(self.network, views, frame, lengths)
+        return {"rgb": rgb, "repa": repa}
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"psnr": psnr(outputs["rgb"].detach(), batch["image"])}

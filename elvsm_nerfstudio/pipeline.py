@@ -88,6 +88,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
         return self.datamanager.pixels_per_batch // self.config.model.network.patch_size**2
 
     def get_train_loss_dict(self, step: int):
+        self.model.generator = self.datamanager.generator(step)
         outputs, losses, metrics = super().get_train_loss_dict(step)
         metrics["skipped_scenes"] = torch.tensor(float(sum(self.datamanager.skipped_scenes.values())))
         return outputs, losses, metrics

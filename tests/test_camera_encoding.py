@@ -115,6 +115,30 @@ def test_with_camera_rays_only_relative_cameras_matter():
     assert differences[0] < 1e-4 < 1e-3 < differences[1]
 
 
+@pytest.mark.parametrize("config", [PROPE, CAMERA_RAYS], ids=["canonical rays", "camera rays"])
+def test_memories_are_exact_while_views_come_and_go(config):
+    network = random_network(config)
+    context, target = make_views(1, 4, 16, 24), make_views(1, 2, 24, 16, seed=1)
+    with torch.no_grad():
+        first = network.encode(context.select([0, 1]))
+        memory = network.append(first, context.select([2, 3])).drop([1]).select([3, 0, 2])
+        again = network.encode(context.select([3, 0, 2]), first.frame)
+        assert torch.allclose(network.decode(memory, target), network.decode(again, target), atol=1e-5)
+        assert (network.decode(memory, target) - network.decode(first, target)).abs().max() > 1e-2
+
+
+def test_rays_of_tokens_are_in_the_frame_that_is_asked_for():
+    views = make_views(1, 3, 16, 16)
+    frame = CanonicalFrame.estimate(views.camera_to_world)
+    moved = replace(views, camera_to_world=views.camera_to_world[:, [1, 2, 0]])
+    own, canonical = random_network(CAMERA_RAYS), random_network(PROPE)
+    rays = own._rays(views, frame)
+    assert torch.equal(rays[..., 3:], views.directions) and rays[..., :3].abs().max() == 0  # no moments
+    assert torch.equal(own._context_tokens(views, frame), own._context_tokens(moved, frame))
+    found = (canonical._context_tokens(views, frame) - canonical._context_tokens(moved, frame)).abs()
+    assert found.amax(dim=(2, 3)).min() > 1e-2
+
+
 def test_cameras_reach_the_result_through_the_encoding_alone():
     network = random_network(CAMERA_RAYS)
     context, target = make_views(1, 3, 16, 16), make_views(1, 1, 16, 16, seed=1)
@@ -170,3 +194,6 @@ def test_the_encoding_has_no_weights_and_is_part_of_the_architecture():
     assert list(plain.state_dict()) == list(prope.state_dict())
     assert plain.fingerprint() != prope.fingerprint()
     assert prope.architecture == plain.architecture[:-1] + ", camera encoding prope)"
+    camera_rays = random_network(CAMERA_RAYS)
+    assert camera_rays.architecture == prope.architecture[:-1] + ", rays in the frame camera)"
+    assert camera_rays.fingerprint() != prope.fingerprint()

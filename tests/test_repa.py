@@ -129,6 +129,20 @@ def test_loss_and_gradients_against_a_plain_computation(views, projector, loss):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
+def test_with_prefixes_it_is_the_mean_of_what_each_target_gives_with_its_own_context(views):
+    network, repa = make(pairs=("2-2t",))
+    rgb, found = repa(network, views, FRAME, (2, 1, 1))
+    expected = []
+    for index, length in enumerate((2, 1, 1)):
+        one = ViewSet(views.context.select(slice(0, length)), views.target.select([index]))
+        image, loss = repa(network, one, FRAME)
+        assert torch.allclose(rgb[:, index], image[:, 0], atol=1e-5)
+        expected.append(loss)
+    assert torch.allclose(found, torch.stack(expected).mean(), rtol=1e-5)
+    assert expected[1].item() != pytest.approx(expected[2].item(), rel=1e-3)
+    assert found.item() != pytest.approx(repa(network, views, FRAME)[1].item(), rel=1e-5)
+
+
 def test_teachers_features_come_to_the_tokens_of_the_same_place(views, monkeypatch):
     seen = []
     monkeypatch.setattr(repa_module, "distance", lambda found, wanted, kind: seen.append(wanted) or found.sum())

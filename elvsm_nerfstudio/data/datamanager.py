@@ -36,6 +36,7 @@ from elvsm_nerfstudio.data.view_samplers import (
     NearestViewSampler,
     RandomViewSampler,
     ViewSampler,
+    mix_seed,
 )
 from elvsm_nerfstudio.views import ViewSet
 
@@ -258,10 +259,17 @@ class ViewSetDataManager(VanillaDataManager):
         views = sample.view_set(self.device)
         return views, {"image": views.target.rgb}
 
+    @property
+    def _rank(self) -> int:
+        # nerfstudio passes the rank within the machine only.
+        return torch.distributed.get_rank() if torch.distributed.is_initialized() else self.local_rank
+
+    def generator(self, step: int) -> torch.Generator:
+        """For what else a training step draws at random: fixed by seed, rank and step."""
+        return torch.Generator().manual_seed(mix_seed(self.config.seed, 4, step * self.world_size + self._rank))
+
     def _training_batches(self, first_step: int) -> Iterator[Sample]:
         config = self.config
-        # nerfstudio passes the rank within the machine only.
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else self.local_rank
         samples = TrainingSamples(
             self.collection,
             self.train_entries,
@@ -273,7 +281,7 @@ class ViewSetDataManager(VanillaDataManager):
         )
         if not self.collection.whole_scenes:
             samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here
-        batches = StepBatches(first_step, config.scenes_per_batch, rank, self.world_size)
+        batches = StepBatches(first_step, config.scenes_per_batch, self._rank, self.world_size)
         return training_batches(samples, batches, config.num_workers, torch.device(self.device).type == "cuda")
 
     def _report(self, failures: list[str]) -> None:

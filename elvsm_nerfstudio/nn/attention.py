@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +29,30 @@ def attention(
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
         return _InBlocks.apply(queries, keys, values)
     return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def prefix_attention(
+    queries: Float[Tensor, "batch head query d"],
+    keys: Float[Tensor, "batch head source d"],
+    values: Float[Tensor, "batch head source d"],
+    prefixes: Sequence[int],
+) -> Float[Tensor, "batch head query d"]:
+    """``attention`` of equal parts of the queries, each to the first so many keys alone.
+
+    Parts with equal prefixes are one call. A mask over all keys would cost the whole of them for every part, and
+    PyTorch's fastest kernels.
+
+    Args:
+        prefixes: number of keys, for each part.
+    """
+    parts = queries.chunk(len(prefixes), dim=2)
+    found: dict[int, Tensor] = {}
+    for prefix in set(prefixes):
+        same = [index for index, other in enumerate(prefixes) if other == prefix]
+        together = torch.cat([parts[index] for index in same], dim=2)
+        out = attention(together, keys[:, :, :prefix], values[:, :, :prefix])
+        found.update(zip(same, out.chunk(len(same), dim=2)))
+    return torch.cat([found[index] for index in range(len(parts))], dim=2)
 
 
 class _InBlocks(torch.autograd.Function):

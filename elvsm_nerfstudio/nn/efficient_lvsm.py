@@ -6,8 +6,8 @@ cross-attends to what the encoder's layer l made of all context views (co-refine
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Optional
 
 import torch
@@ -39,6 +39,17 @@ class EfficientLVSMConfig(NetworkConfig):
     """Frame of the rays in the tokens: the memory's, as in the paper, or each camera's own, which leaves all that is
     known of poses to camera_encoding."""
 
+    residual_scale: Literal["none", "depth"] = "none"
+    """'depth': what attention and MLP of a block add is multiplied by 1 / sqrt(num_layers) for good, as in SVSM (arXiv
+    2602.21341). This takes the place of the init scaled by depth, which keeps late blocks small only at the start:
+    all blocks then start from N(0, init_std). 'none' is as in the paper."""
+    num_registers: int = 0
+    """Learned tokens in each view beside its patches, in both streams, where features may be kept that belong to no
+    patch. They are in the view's self-attention, and those of a target ask the context too, by its camera; those of a
+    context view are not asked, so that memories are the same. None in the paper."""
+    zero_init_head: bool = False
+    """Whether the last layer starts from zero, so that the first pictures are grey."""
+
     def build(self) -> EfficientLVSM:
         return EfficientLVSM(self)
 
@@ -46,6 +57,8 @@ class EfficientLVSMConfig(NetworkConfig):
         changed = {
             "camera encoding": (self.camera_encoding, "none"),
             "rays in the frame": (self.ray_frame, "canonical"),
+            "residual scale": (self.residual_scale, "none"),
+            "registers": (self.num_registers, 0),
         }
         return ", ".join([super().describe(), *(f"{k} {v}" for k, (v, default) in changed.items() if v != default)])
 
@@ -55,6 +68,7 @@ class EfficientLVSM(SceneNetwork):
 
     config: EfficientLVSMConfig
     store_type = KeyValueStore
+    has_prefixes = True
 
     def __init__(
         self,
@@ -67,16 +81,35 @@ class EfficientLVSM(SceneNetwork):
             raise ValueError(f"head_dim {config.head_dim}: camera_encoding 'prope' needs a multiple of 8")
         if config.camera_encoding == "none" and config.ray_frame == "camera":
             raise ValueError("ray_frame 'camera' without camera_encoding hides all poses; set camera_encoding 'prope'")
-        sizes = (config.width, config.head_dim, config.mlp_ratio)
+        if config.num_registers < 0:
+            raise ValueError(f"num_registers {config.num_registers}: expected 0 or more")
+        sizes = {"width": config.width, "head_dim": config.head_dim, "mlp_ratio": config.mlp_ratio}
+        if config.residual_scale == "depth":
+            sizes["branch_scale"] = config.num_layers**-0.5
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
-        self.context_blocks = nn.ModuleList(ContextBlock(*sizes) for _ in range(config.num_layers))
-        self.target_blocks = nn.ModuleList(TargetBlock(*sizes) for _ in range(config.num_layers))
+        self.context_blocks = nn.ModuleList(ContextBlock(**sizes) for _ in range(config.num_layers))
+        self.target_blocks = nn.ModuleList(TargetBlock(**sizes) for _ in range(config.num_layers))
         self.head = PatchHead(config.width, config.patch_size)
         self._initialise(self.context_tokenizer.weight, self.target_tokenizer.weight, self.head.weight)
         self._initialise_blocks(self.target_blocks)
         if config.context_init == "depth-scaled":
             self._initialise_blocks(self.context_blocks)
+        if config.zero_init_head:
+            nn.init.zeros_(self.head.weight)
+        self.context_registers, self.target_registers = self._make_registers(), self._make_registers()
+
+    def _make_registers(self) -> Optional[nn.Parameter]:
+        if not self.config.num_registers:
+            return None
+        registers = nn.Parameter(torch.empty(self.config.num_registers, self.config.width))
+        self._initialise(registers)
+        return registers
+
+    def _initialise_blocks(self, blocks: nn.ModuleList) -> None:
+        if self.config.residual_scale == "none":
+            return super()._initialise_blocks(blocks)
+        self._initialise(*(module.weight for module in blocks.modules() if isinstance(module, nn.Linear)))
 
     @property
     def memory_layout(self) -> tuple[int, int, int]:
@@ -103,22 +136,49 @@ class EfficientLVSM(SceneNetwork):
         self._check_memory(memory, target)
         return self._decode(memory, target, observe)
 
+    def forward(
+        self,
+        context: Views,
+        target: Views,
+        frame: Optional[CanonicalFrame] = None,
+        prefixes: Optional[Sequence[int]] = None,
+    ) -> Float[Tensor, "scene view height width 3"]:
+        if prefixes is None:
+            return super().forward(context, target, frame)
+        if len(prefixes) != target.num_views or not all(1 <= n <= context.num_views for n in prefixes):
+            raise ValueError(
+                f"prefixes {list(prefixes)}: expected one of 1 to {context.num_views} context views for each of "
+                f"{target.num_views} targets"
+            )
+        # In a new memory, views lie in order and all have as many tokens.
+        memory, tokens = self.encode(context, frame), self._tokens_per_view(context)
+        return self._decode(memory, target, prefixes=[n * tokens for n in prefixes])
+
     def _decode(
-        self, memory: SceneMemory, target: Views, observe: Optional[Observer] = None
+        self,
+        memory: SceneMemory,
+        target: Views,
+        observe: Optional[Observer] = None,
+        prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "scene view height width 3"]:
         rays, encoding = self._rays(target, memory.frame), self._camera_encoding(target, memory.frame)
+        if encoding is not None:
+            encoding = replace(encoding, rotation=encoding.rotation.with_still(self.config.num_registers))
+        patches = self._tokens_per_view(target)
         with self._autocast(rays.device):
-            tokens = self.target_tokenizer(rays)
+            tokens = _joined(self.target_tokenizer(rays), self.target_registers)
             for layer, block in enumerate(self.target_blocks):
-                tokens = self._block(block, tokens, *memory.read(layer), observe, encoding)
-            return self.head(tokens, target.height, target.width)
+                tokens = self._block(block, tokens, *memory.read(layer), observe, encoding, prefixes)
+            return self.head(tokens[:, :, :patches], target.height, target.width)
 
     def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, KeysValues], None]) -> None:
         tokens, encoding = self._context_tokens(context, frame).flatten(0, 1), self._camera_encoding(context, frame)
-        rotation = None if encoding is None else encoding.rotation
+        patches = tokens.shape[1]
+        tokens = _joined(tokens, self.context_registers)
+        rotation = None if encoding is None else encoding.rotation.with_still(self.config.num_registers)
 
         def keys_values(block: TargetBlock, tokens: Tensor) -> KeysValues:
-            source = layer_norm(tokens).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
+            source = layer_norm(tokens[:, :patches]).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
             return block.cross_attention.keys_values(source, encoding)
 
         for layer, (context_block, target_block) in enumerate(zip(self.context_blocks, self.target_blocks)):
@@ -139,3 +199,12 @@ class EfficientLVSM(SceneNetwork):
             grid = views.height // patch, views.width // patch
             rotation = PatchRotation.of(grid, self.config.head_dim, device, dtype)
             return CameraEncoding.of(frame.apply(views.camera_to_world), views.intrinsics, rotation)
+
+
+def _joined(
+    tokens: Float[Tensor, "*view token d"], registers: Optional[Float[Tensor, "register d"]]
+) -> Float[Tensor, "*view all d"]:
+    """Each view's tokens, and behind them the registers."""
+    if registers is None:
+        return tokens
+    return torch.cat([tokens, registers.to(tokens.dtype).expand(*tokens.shape[:-2], -1, -1)], dim=-2)

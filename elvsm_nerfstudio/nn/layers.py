@@ -6,15 +6,16 @@ but no bias, in LVSM, as in the official models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elvsm_nerfstudio.nn.attention import attention
+from elvsm_nerfstudio.nn.attention import attention, prefix_attention
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
 from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm
 
@@ -132,13 +133,20 @@ class CrossAttention(nn.Module):
         values: Float[Tensor, "batch head source head_dim"],
         observe: Optional[Observer] = None,
         encoding: Optional[CameraEncoding] = None,
+        prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "batch token d"]:
+        """Attends to keys and values.
+
+        Args:
+            prefixes: how many of the keys, from the first on, each of as many equal parts of x attends to; all if
+                absent.
+        """
         q = self.q_norm(self.to_q(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         if encoding is not None:
             q = encoding.queries(q)
         if observe is not None:
             observe(q, keys)
-        out = attention(q, keys, values)
+        out = attention(q, keys, values) if prefixes is None else prefix_attention(q, keys, values, prefixes)
         if encoding is not None:
             out = encoding.outputs(out)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
@@ -158,10 +166,14 @@ class MLP(nn.Sequential):
 class ContextBlock(nn.Module):
     """Self-attention and MLP, pre-norm: one layer of Efficient-LVSM's encoder, where each view is a sequence of its
     own, and of LVSM, where several views are one sequence.
+
+    Args:
+        branch_scale: factor of what attention and MLP each add.
     """
 
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int, norm_gain: bool = False):
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, norm_gain: bool = False, branch_scale: float = 1.0):
         super().__init__()
+        self.branch_scale = branch_scale
         self.norm1 = LayerNorm(width, norm_gain)
         self.attention = SelfAttention(width, head_dim)
         self.norm2 = LayerNorm(width, norm_gain)
@@ -170,15 +182,20 @@ class ContextBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "sequence token d"], rotation: Optional[PatchRotation] = None
     ) -> Float[Tensor, "sequence token d"]:
-        x = x + self.attention(self.norm1(x), rotation)
-        return x + self.mlp(self.norm2(x))
+        x = torch.add(x, self.attention(self.norm1(x), rotation), alpha=self.branch_scale)
+        return torch.add(x, self.mlp(self.norm2(x)), alpha=self.branch_scale)
 
 
 class TargetBlock(nn.Module):
-    """Intra-view attention, cross-attention to the same layer's context features, MLP: one layer of the decoder."""
+    """Intra-view attention, cross-attention to the same layer's context features, MLP: one layer of the decoder.
 
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int):
+    Args:
+        branch_scale: factor of what each of the three adds.
+    """
+
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, branch_scale: float = 1.0):
         super().__init__()
+        self.branch_scale = branch_scale
         self.self_attention = SelfAttention(width, head_dim)
         self.cross_attention = CrossAttention(width, head_dim)
         self.mlp = MLP(width, mlp_ratio)
@@ -190,11 +207,18 @@ class TargetBlock(nn.Module):
         values: Float[Tensor, "scene head source head_dim"],
         observe: Optional[Observer] = None,
         encoding: Optional[CameraEncoding] = None,
+        prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "scene view token d"]:
+        """Through the layer.
+
+        Args:
+            prefixes: how many of the keys, from the first on, each view attends to; all if absent.
+        """
         scenes, views = x.shape[:2]
         rotation = None if encoding is None else encoding.rotation
-        x = x + self.self_attention(layer_norm(x).flatten(0, 1), rotation).unflatten(0, (scenes, views))
+        within = self.self_attention(layer_norm(x).flatten(0, 1), rotation)
+        x = torch.add(x, within.unflatten(0, (scenes, views)), alpha=self.branch_scale)
         # Target views do not see each other, so all of a scene's queries share one call over its keys.
-        gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe, encoding)
-        x = x + gathered.unflatten(1, (views, -1))
-        return x + self.mlp(layer_norm(x))
+        gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe, encoding, prefixes)
+        x = torch.add(x, gathered.unflatten(1, (views, -1)), alpha=self.branch_scale)
+        return torch.add(x, self.mlp(layer_norm(x)), alpha=self.branch_scale)

@@ -78,6 +78,8 @@ class SceneNetwork(nn.Module, ABC):
     target_tokenizer: PatchTokenizer
     """Of Plücker rays."""
     head: PatchHead
+    has_prefixes: ClassVar[bool] = False
+    """Whether ``forward`` takes prefixes."""
 
     def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096):
         super().__init__()
@@ -265,8 +267,24 @@ class SceneNetwork(nn.Module, ABC):
         return torch.stack([images[index] for index in range(len(chosen))])[None]
 
     def forward(
-        self, context: Views, target: Views, frame: Optional[CanonicalFrame] = None
+        self,
+        context: Views,
+        target: Views,
+        frame: Optional[CanonicalFrame] = None,
+        prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "scene view height width 3"]:
+        """Encodes context views and renders target views from them.
+
+        Args:
+            frame: canonical frame; estimated from the context's cameras if absent.
+            prefixes: from how many of the context views, the first ones, each target is rendered, in every scene; from
+                all if absent. Context is encoded once, where the network ``has_prefixes``.
+
+        Raises:
+            ValueError: for prefixes, where the network has none.
+        """
+        if prefixes is not None:
+            raise ValueError(f"{type(self).__name__} goes through all context again for every target: no prefixes")
         return self.decode(self.encode(context, frame), target)
 
     def _context_tokens(self, context: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view token d"]:

@@ -158,14 +158,15 @@ def _sizes(config: type[NetworkConfig], ours: Mapping[str, Tensor]) -> NetworkCo
     if not mlps or not norms or "head.weight" not in ours:
         raise ValueError(f"{config.__name__}: the weights have no decoder or no head")
     values, width = ours["head.weight"].shape
-    latents = {"num_latents": len(ours["latents"])} if "latents" in ours else {}
+    counted = {"num_latents": "latents", "num_registers": "context_registers"}
+    counts = {size: len(ours[name]) for size, name in counted.items() if name in ours}
     return config(
         width=width,
         num_layers=len(mlps),
         head_dim=len(norms[0]),
         patch_size=math.isqrt(values // 3),
         mlp_ratio=len(mlps[0]) // width,
-        **latents,
+        **counts,
     )
 
 
@@ -200,10 +201,18 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names for our state dict."""
+    """The authors' names for our state dict.
+
+    Raises:
+        ValueError: naming the entries that their layout has no place for.
+    """
     tables = [layout.to_published for layout in LAYOUTS]
     table = tables[_knows_most(state, tables)]
-    return {_rename(name, table): tensor for name, tensor in state.items()}
+    renamed = {name: _rename(name, table) for name in state}
+    ours_alone = [name for name, published in renamed.items() if published is None]
+    if ours_alone:
+        raise ValueError(f"the authors' layout has no place for {', '.join(ours_alone)}")
+    return {renamed[name]: tensor for name, tensor in state.items()}
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -90,19 +90,24 @@ class Repa(nn.Module):
         )
 
     def forward(
-        self, network: SceneNetwork, views: ViewSet, frame: CanonicalFrame
+        self,
+        network: SceneNetwork,
+        views: ViewSet,
+        frame: CanonicalFrame,
+        prefixes: Optional[Sequence[int]] = None,
     ) -> tuple[Float[Tensor, "scene view height width 3"], Float[Tensor, ""]]:
         """Renders targets with the network, and compares its features on the way with the teacher's.
 
         Args:
             views: with the targets' images.
+            prefixes: as the network takes them.
 
         Returns:
             What the network gives; and the loss, not weighted, averaged over channels, tokens, and the images of all
             pairs (as in the official code: the stream with more views counts for more).
         """
         with watch(network, self.pairs) as outputs:
-            rgb = network(views.context, views.target, frame)
+            rgb = network(views.context, views.target, frame, prefixes)
         return rgb, self.loss(network, views, outputs)
 
     def loss(self, network: SceneNetwork, views: ViewSet, outputs: Mapping[Pair, Sequence[Tensor]]) -> Tensor:
