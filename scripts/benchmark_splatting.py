@@ -41,7 +41,7 @@ class Args:
     """Options."""
 
     output: Path
-    """JSON; the table goes beside it as Markdown."""
+    """JSON; the table goes beside it as Markdown, the plot as PNG."""
     sizes: tuple[int, ...] = (128, 256)
     """Pixels a side."""
     gaussians: tuple[int, ...] = (2_000, 10_000, 50_000)
@@ -128,6 +128,33 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_plot(path: Path, result: dict[str, Any]) -> None:
+    """Medians against the number of Gaussians, a line for each cloud and size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), dpi=110, layout="constrained")
+    for kind, size in dict.fromkeys((row["cloud"], row["size"]) for row in result["rows"]):
+        rows = [row for row in result["rows"] if (row["cloud"], row["size"]) == (kind, size)]
+        points = [(row["gaussians"], row["iterations_per_second"]["median"]) for row in rows]
+        axes.plot(*zip(*points), marker="o", linestyle="-" if kind == "surface" else "--", label=f"{kind}, {size} px")
+    axes.set(xscale="log", yscale="log", xlabel="Gaussians", ylabel="training iterations per second")
+    axes.set_xticks(result["gaussians"], [f"{count:,}" for count in result["gaussians"]], minor=False)
+    axes.set_xticks([], minor=True)
+    for which in ("major", "minor"):
+        axes.tick_params(axis="y", which=which, labelsize=8)
+        getattr(axes.yaxis, f"set_{which}_formatter")(StrMethodFormatter("{x:g}"))
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    plt.close(figure)
+    partial.replace(path)
+
+
 def processor() -> str:
     """The processor's name, where Linux says it."""
     info = Path("/proc/cpuinfo")
@@ -159,6 +186,7 @@ def main(args: Args) -> None:
     partial = args.output.with_suffix(".md.partial")
     partial.write_text(table(result), "utf8")
     partial.replace(args.output.with_suffix(".md"))
+    write_plot(args.output.with_suffix(".png"), result)
     console.print(table(result))
 
 

@@ -58,7 +58,7 @@ class MethodSpec:
     """A row of the comparison."""
 
     name: str
-    kind: Literal["floor", "network", "gaussians"]
+    kind: Literal["floor", "network", "gaussians", "splatfacto"]
     method: str
     """As registered, or the floor's name."""
     config: Optional[str] = None

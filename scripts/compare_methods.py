@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,13 +10,12 @@ from typing import Any, Protocol
 
 import torch
 from benchmark_meters import milliseconds, synchronise
-from compare_layout import Layout, MethodSpec, Settings
+from compare_layout import MethodSpec
 from jaxtyping import Float
 from make_run import network_methods, read_config, with_network
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.utils.eval_utils import eval_setup
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import views_from_cameras
@@ -30,7 +25,6 @@ from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights
 from elvsm_nerfstudio.views import Views, ViewSet
 
-GAUSSIANS = "splatfacto-sparse"
 FINETUNE_SHARE = 0.2
 """Of the run's learning rate, in fine-tuning. Ours."""
 FINETUNE_BATCH = 4
@@ -62,7 +56,7 @@ class Prepared:
     disk_bytes: int
     """What has to be kept to render the scene again."""
     child_peak_bytes: int = 0
-    """Peak resident memory of a process of its own in which the scene was prepared."""
+    """Peak memory, of the kind that is measured here, of a process of its own in which the scene was prepared."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,15 +66,6 @@ class Method(Protocol):
     def prepare(self, scene: SceneContext) -> Prepared:
         """Makes a renderer from the context views alone."""
         ...
-
-
-def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: torch.device) -> Method:
-    """The method of a row, with its weights on the device."""
-    if spec.kind == "floor":
-        return Floor(spec.method)
-    if spec.kind == "network":
-        return Network(spec, device)
-    return Gaussians(spec, settings, layout.fits(spec), device)
 
 
 class Floor:
@@ -181,63 +166,6 @@ def _dealt(views: Views, chosen: Tensor) -> Views:
     """A batch of scenes [scene, view] from one scene's views with these positions."""
     parts = (views.camera_to_world, views.directions, views.intrinsics, views.rgb)
     return Views(*(part[0][chosen.to(part.device)] for part in parts))
-
-
-class Gaussians:
-    """gsplat's splatfacto on the context frames, optimised by ns-train in a process of its own."""
-
-    def __init__(self, spec: MethodSpec, settings: Settings, folder: Path, device: torch.device):
-        self._spec, self._settings, self._folder, self._device = spec, settings, folder, device
-
-    def prepare(self, scene: SceneContext) -> Prepared:
-        experiment = f"{scene.name}-{scene.count}_views"
-        run = self._folder / experiment / self._spec.method / "run"
-        command = self._command(scene, experiment)
-        log = self._folder / f"{experiment}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        with log.open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        if status != 0:
-            raise RuntimeError(f"{' '.join(command)}\nended with status {status}:\n{log.read_text()[-2000:]}")
-        fit = json.loads((run / "fit.json").read_text())
-        _, pipeline, _, _ = eval_setup(run / "config.yml")
-        # Nothing but what nerfstudio renders from: neither the optimiser's moments nor the images.
-        kept = pipeline.model.gauss_params.values()
-        return Prepared(
-            render=lambda camera: pipeline.model.get_outputs_for_camera(camera)["rgb"],
-            seconds=sum(fit["seconds"].values()),
-            disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
-            child_peak_bytes=usage.ru_maxrss * 1024,
-            facts={"fit": fit, "wall_seconds": wall, "command": command},
-        )
-
-    def _command(self, scene: SceneContext, experiment: str) -> list[str]:
-        settings, spec = self._settings, self._spec
-        options = {
-            "data": settings.data,
-            "machine.device-type": self._device.type,
-            "vis": "tensorboard",
-            "output-dir": str(self._folder),
-            "experiment-name": experiment,
-            "timestamp": "run",
-            "max-num-iterations": str(spec.iterations),
-            "pipeline.model.backend": spec.backend,
-            "pipeline.datamanager.scene": scene.name,
-            "pipeline.datamanager.evaluation-index": str(scene.index),
-            "pipeline.datamanager.background": settings.background,
-            "pipeline.model.background-color": settings.background,
-        }
-        height, width = map(str, settings.image_size)
-        return [
-            str(Path(sys.executable).parent / "ns-train"),
-            spec.method,
-            *(part for name, value in options.items() for part in (f"--{name}", value)),
-            *("--pipeline.datamanager.image-size", height, width),
-            *(() if settings.dataparser is None else (settings.dataparser,)),
-        ]
 
 
 def device_to_use() -> torch.device:

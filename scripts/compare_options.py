@@ -16,8 +16,8 @@ class Args:
     data: Path
     """A scene, or a collection whose test split is compared on: anything that ns-train takes."""
     methods: tuple[str, ...]
-    """Rows of the table: methods of this package, splatfacto-sparse, the floors copy-nearest and mean-of-context, or
-    names of your own for what --runs brings."""
+    """Rows of the table: methods of this package, splatfacto-sparse, on machines with CUDA also nerfstudio's own
+    splatfacto, the floors copy-nearest and mean-of-context, or names of your own for what --runs brings."""
     output: Path
     """Folder for everything."""
     runs: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Args:
     finetune_minutes: Optional[float] = None
     """Adds a row "NAME (fine-tuned)" for each run: trained on for so many minutes, on each scene's context views
     alone."""
-    splat_iterations: int = 1000
+    splat_iterations: int = 500
     """Optimisation steps of splatfacto-sparse."""
     backend: Literal["auto", "gsplat", "cpu"] = "auto"
     """What rasterizes for splatfacto-sparse: gsplat's CUDA kernels, ours for CPUs, or whichever works."""

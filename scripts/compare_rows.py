@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+from compare_gaussians import GAUSSIANS, SPLATFACTO
 from compare_layout import MethodSpec
-from compare_methods import GAUSSIANS, network_config
+from compare_methods import network_config
 from compare_options import Args
 from make_run import last_checkpoint, network_methods, read_config
+from nerfstudio.configs.method_configs import all_methods
 
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 
@@ -39,7 +41,7 @@ def find_methods(args: Args, whole_scenes: bool) -> list[MethodSpec]:
         runs[name] = Path(path)
     networks, installed = network_methods(), {point.name for point in entry_points(group="nerfstudio.method_configs")}
     floors = [name.replace("_", "-") for name in FLOORS]
-    known = [*networks, *floors, *({GAUSSIANS} & installed)]
+    known = [*networks, *floors, *({GAUSSIANS} & installed), SPLATFACTO]
     for name in runs:
         if name not in args.methods:
             raise ValueError(f"--runs {name}=...: not among --methods, which are {', '.join(args.methods)}")
@@ -51,12 +53,14 @@ def find_methods(args: Args, whole_scenes: bool) -> list[MethodSpec]:
                 f"--methods {name}: no such method; did you mean {nearest}? There are {', '.join(known)}, and any "
                 f"name with a run of its own: --runs {name}=RUN"
             )
-        if name in runs and name in (*floors, GAUSSIANS):
+        if name in runs and name in (*floors, GAUSSIANS, SPLATFACTO):
             raise ValueError(f"--runs {name}=...: {name} takes no run, it is made from each scene's context views here")
         if name in floors:
             specs.append(MethodSpec(name, "floor", name, note="needs no learning: what a number is worth"))
         elif name == GAUSSIANS:
             specs.append(_gaussians(args))
+        elif name == SPLATFACTO:
+            specs.append(_splatfacto())
         elif name not in runs:
             raise ValueError(f"--methods {name}: needs weights; give --runs {name}=RUN, the folder of a trained run")
         else:
@@ -76,6 +80,17 @@ def _gaussians(args: Args) -> MethodSpec:
     return MethodSpec(
         GAUSSIANS, "gaussians", GAUSSIANS, iterations=args.splat_iterations, backend=args.backend, note=note
     )
+
+
+def _splatfacto() -> MethodSpec:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"--methods {SPLATFACTO}: nerfstudio's own needs CUDA, found no GPU that PyTorch can use; take "
+            f"{GAUSSIANS}, the same model on any device"
+        )
+    iterations = all_methods[SPLATFACTO].max_num_iterations
+    note = f"nerfstudio's own from random points, on each scene's context views, {iterations} steps"
+    return MethodSpec(SPLATFACTO, "splatfacto", SPLATFACTO, iterations=iterations, backend="gsplat", note=note)
 
 
 def _network(name: str, path: Path, args: Args, whole_scenes: bool) -> MethodSpec:

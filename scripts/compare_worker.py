@@ -15,8 +15,9 @@ from typing import Any, Optional
 
 import torch
 from benchmark_meters import milliseconds, synchronise
+from compare_gaussians import Gaussians, Splatfacto
 from compare_layout import Job, Layout, MethodSpec, Settings
-from compare_methods import Method, SceneContext, device_to_use, load_method
+from compare_methods import Floor, Method, Network, SceneContext, device_to_use
 from compare_path import path_through
 from nerfstudio.cameras.cameras import Cameras
 
@@ -25,6 +26,16 @@ from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.evaluation.comparison import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
+
+
+def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: torch.device) -> Method:
+    """The method of a row, with its weights on the device."""
+    if spec.kind == "floor":
+        return Floor(spec.method)
+    if spec.kind == "network":
+        return Network(spec, device)
+    fitted = Gaussians if spec.kind == "gaussians" else Splatfacto
+    return fitted(spec, settings, layout.fits(spec), device)
 
 
 class Worker:

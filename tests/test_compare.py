@@ -316,6 +316,60 @@ def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
         compare_rows._gaussians(options(plain, backend="gsplat"))
 
 
+def test_splatfacto_without_a_gpu_is_refused(plain, monkeypatch):
+    from compare_rows import find_methods
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--methods splatfacto: .* found no GPU .*; take splatfacto-sparse"):
+        find_methods(options(plain, "splatfacto"), whole_scenes=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (spec,) = find_methods(options(plain, "splatfacto"), whole_scenes=True)
+    assert (spec.kind, spec.method, spec.iterations) == ("splatfacto", "splatfacto", 30000)
+
+
+def test_splatfacto_gets_the_same_photos_and_cameras(plain, tmp_path):
+    """As nerfstudio itself reads the options and the capture; it trains on machines with CUDA alone."""
+    import tyro
+    from compare_gaussians import Splatfacto
+    from compare_layout import MethodSpec, Settings
+    from compare_methods import SceneContext
+    from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
+
+    from elvsm_nerfstudio.cameras import views_from_cameras
+
+    datamanager = tiny_pipeline(plain).datamanager
+    context = datamanager.evaluation_scene(datamanager.eval_entries[0]).views.context
+    settings = Settings("data", (16, 16), "black", None, 3, ("a",))
+    method = Splatfacto(MethodSpec("splatfacto", "splatfacto", "splatfacto", iterations=7), settings, tmp_path, None)
+    command = method._command(SceneContext("a", context, tmp_path, 2), "a-2_views")
+    assert Path(command[0]).name == "ns-train"
+    config = tyro.cli(AnnotatedBaseConfigUnion, args=command[1:])
+    assert config.method_name == "splatfacto" and config.max_num_iterations == 7
+    assert config.pipeline.model.background_color == "black" and config.pipeline.model.num_downscales == 0
+    parser = config.pipeline.datamanager.dataparser
+    parser.data = config.data
+    outputs = parser.setup().get_dataparser_outputs("train")
+    read = views_from_cameras(outputs.cameras, patch_size=1)
+    torch.testing.assert_close(read.camera_to_world, context.camera_to_world)
+    torch.testing.assert_close(read.directions, context.directions, atol=1e-5, rtol=0)
+    for file, rgb in zip(outputs.image_filenames, context.rgb[0]):
+        assert torch.equal(read_picture(file), rgb)
+
+    bent = replace(context, directions=context.directions.flip(-2))
+    with pytest.raises(ValueError, match="splatfacto renders pinhole cameras alone"):
+        method._command(SceneContext("a", bent, tmp_path, 2), "a-2_views")
+
+
+def test_checkpoints_with_numpys_numbers_are_read(tmp_path):
+    """As nerfstudio's own schedules leave them."""
+    import numpy as np
+    from compare_gaussians import NUMPY_SCALARS
+
+    torch.save({"lr": np.float64(0.1)}, tmp_path / "step.ckpt")
+    with torch.serialization.safe_globals(NUMPY_SCALARS):
+        assert torch.load(tmp_path / "step.ckpt", weights_only=True) == {"lr": 0.1}
+
+
 def test_bad_splits_are_refused(tmp_path, plain):
     from compare_layout import dataparser_config
 

@@ -1,5 +1,7 @@
 """Points from a few views alone: on surfaces, in the visible range, through lenses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import look_at
@@ -44,11 +46,12 @@ def photos(views: Cameras) -> torch.Tensor:
     return wall(points[..., 0], points[..., 1])
 
 
-def posed(views: Cameras, rgb: torch.Tensor) -> PosedImages:
+def posed(views: Cameras, rgb: torch.Tensor, empty: torch.Tensor | None = None) -> PosedImages:
     poses = torch.eye(4).repeat(3, 1, 1)
     poses[:, :3] = opengl_to_opencv(views.camera_to_worlds)
     intrinsics = torch.cat([views.fx, views.fy, views.cx, views.cy], dim=-1)
-    return PosedImages(rgb, torch.ones(rgb.shape[:3], dtype=torch.bool), poses, intrinsics)
+    known = torch.ones(rgb.shape[:3], dtype=torch.bool)
+    return PosedImages(rgb, known, ~known if empty is None else empty, poses, intrinsics)
 
 
 def test_points_lie_on_the_surface_with_its_colours():
@@ -66,10 +69,10 @@ def test_the_visible_range_comes_from_the_cameras():
     images = posed(views, photos(views))
     near, far = visible_range(images)
     assert 0.2 < near < 1.3 and far > 10
-    bigger = PosedImages(images.rgb, images.known, images.camera_to_world.clone(), images.intrinsics)
+    bigger = replace(images, camera_to_world=images.camera_to_world.clone())
     bigger.camera_to_world[:, :3, 3] *= 7
     assert visible_range(bigger) == pytest.approx((7 * near, 7 * far), rel=1e-4)
-    away = PosedImages(images.rgb, images.known, images.camera_to_world.clone(), images.intrinsics)
+    away = replace(images, camera_to_world=images.camera_to_world.clone())
     turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
     away.camera_to_world[1:, :3, :3] = turn @ away.camera_to_world[1:, :3, :3]
     away.camera_to_world[2, :3, :3] = images.camera_to_world[2, :3, :3] @ torch.tensor(
@@ -118,20 +121,52 @@ def test_initial_points_are_drawn_and_filled_up():
     rgb = photos(views)
 
     def points(kind: str, images: torch.Tensor, count: int, seed: int = 0):
-        return initial_points(kind, views, images, count, torch.Generator().manual_seed(seed))
+        return initial_points(kind, views, images, "white", count, torch.Generator().manual_seed(seed))
 
     swept = points("plane-sweep", rgb, 300)
     assert swept.xyz.shape == swept.rgb.shape == (300, 3) and swept.record["of_plane_sweep"] == 300
     assert swept.xyz[:, 2].abs().median() < 0.03 and 1 < swept.rgb.max() <= 255
     assert torch.equal(points("plane-sweep", rgb, 300).xyz, swept.xyz)
     filled = points("plane-sweep", torch.full_like(rgb, 0.7), 300)
-    assert filled.record == {"kind": "plane-sweep", "points": 200, "of_plane_sweep": 0, "at_random": 200}
+    assert filled.record == {"kind": "plane-sweep", "points": 300, "of_plane_sweep": 0, "at_random": 300}
     random = points("random", rgb, 300)
     assert random.record["at_random"] == 300 and random.xyz[:, 2].std() > 0.1
     # Each on the ray of the pixel that it has its colour from, and so in a picture.
     images = posed(views, rgb)
     inside = torch.stack([images.inside(*images.project(view, random.xyz)) for view in range(3)])
     assert (inside.sum(dim=0) >= 2).all()
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+@pytest.mark.parametrize("kind", ["plane-sweep", "random"])
+def test_points_keep_out_of_what_shows_the_background(kind, background):
+    """A round piece of the wall before a plain background: every point lies within the cones of all views through it,
+    and has its colours."""
+    views, behind = cameras(), {"white": 1.0, "black": 0.0}[background]
+    images = posed(views, photos(views))
+    points = torch.stack([images.camera_to_world[i, :3, 3] + on_wall(images)[i][..., None] * images.rays()[i]
+                          for i in range(3)])  # fmt: skip
+    on_piece = points.norm(dim=-1) < 0.4
+    assert 0.05 < on_piece.float().mean() < 0.5
+    rgb = torch.where(on_piece[..., None], images.rgb, behind)
+    found = initial_points(kind, views, rgb, background, 400, torch.Generator().manual_seed(0))
+    assert len(found.xyz) == 400 and (found.record["of_plane_sweep"] > 50) == (kind == "plane-sweep")
+    for view in range(3):
+        pixels, _ = images.project(view, found.xyz)
+        x, y = pixels.long().clamp(0, SIZE - 1).unbind(-1)
+        assert on_piece[view, y, x].all()
+    assert (found.rgb / 255 - behind).abs().amax(dim=-1).min() > 0.1
+
+
+def on_wall(images: PosedImages) -> torch.Tensor:
+    """Depths at which rays meet the plane z = 0."""
+    return -images.camera_to_world[:, None, None, 2, 3] / images.rays()[..., 2]
+
+
+def test_views_of_nothing_are_refused():
+    views = cameras()
+    with pytest.raises(DataError, match="initial-points plane-sweep: found 0 places for points; expected at least 4"):
+        initial_points("plane-sweep", views, torch.ones(3, SIZE, SIZE, 3), "white", 100, torch.Generator())
 
 
 def test_points_of_a_file_go_where_the_cameras_are(tmp_path):

@@ -266,12 +266,16 @@ def test_backend_is_chosen_and_refused():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_asking_for_gsplat_without_a_gpu_builds_nothing():
     code = (
-        "import sys\n"
+        "import sys, torch\n"
+        "from elvsm_nerfstudio.splatting.cpu_rasterizer import rasterization\n"
         "from elvsm_nerfstudio.splatting.rasterization import choose_backend\n"
         "for device in ('cpu', 'cuda'):\n"
         "    for wanted in ('auto', 'gsplat'):\n"
         "        try: print(choose_backend(wanted, device))\n"
         "        except RuntimeError as error: print('refused')\n"
+        "one = torch.ones(1, 3)\n"
+        "pose, K = torch.eye(4)[None], torch.tensor([[[9.0, 0, 8], [0, 9, 8], [0, 0, 1]]])\n"
+        "rasterization(one, torch.ones(1, 4), one, one[:, 0], one, pose, K, 16, 16, packed=False)\n"
         "print('gsplat.cuda._backend' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,22 @@ def test_context_frames_are_ours(tmp_path):
     assert set(manager.train_dataparser_outputs.metadata) == {"points3D_xyz", "points3D_rgb"}
     inference = ContextFramesDataManagerConfig(**options).setup(device="cpu", test_mode="inference")
     assert inference.train_dataparser_outputs.metadata == {}
+
+
+def test_the_benchmark_writes_its_table_and_plot(tmp_path):
+    scripts = Path(__file__).parents[1] / "scripts"
+    run_cli(
+        sys.executable, str(scripts / "benchmark_splatting.py"), "--output", "speed.json", "--sizes", "16",
+        "--gaussians", "10", "40", "--repeats", "2", "--beside", "tests", cwd=tmp_path,
+    )  # fmt: skip
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [(row["cloud"], row["gaussians"]) for row in result["rows"]] == [
+        ("surface", 10), ("surface", 40), ("volume", 10), ("volume", 40)
+    ]  # fmt: skip
+    assert result["backend"] == "cpu" and result["beside"] == "tests"
+    assert all(0 < row["iterations_per_second"]["median"] < 1e4 for row in result["rows"])
+    assert "| volume | 16 px | " in (tmp_path / "speed.md").read_text()
+    assert Image.open(tmp_path / "speed.png").size[0] > 300
 
 
 def test_bad_input(data, tmp_path):

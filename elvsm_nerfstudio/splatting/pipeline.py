@@ -63,11 +63,13 @@ class SparseSplatfactoPipeline(VanillaPipeline):
                 started.append(time.perf_counter())
 
         def write(step: int) -> None:
+            memory = {}
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize(self.model.device)
+                memory["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.model.device)
             seconds = time.perf_counter() - started[0]
             path = attributes.trainer.base_dir / FIT_RECORD
-            write_json(path, self.record() | {
+            write_json(path, self.record() | memory | {
                 "initial_points": self.datamanager.initial_points.record,
                 "seconds": {
                     "initial_points": round(self.datamanager.initial_points_seconds, 3),

@@ -3,8 +3,9 @@
 Each view's depth is the one at which the other views agree best, out of planes evenly spaced in inverse depth (Collins,
 "A Space-Sweep Approach to True Multi-Image Matching", 1996; matching costs are smoothed along the picture's edges as by
 Rhemann et al., "Fast Cost-Volume Filtering", 2011). Kept are depths that stand out among the planes and that another
-view confirms. The range of depths is first all that two cameras can see, then that of the surfaces found in it: nothing
-is known of the scene but its context views. All thresholds here are ours.
+view confirms, where no view sees the background through them. The range of depths is first all that two cameras can
+see, then that of the surfaces found in it: nothing is known of the scene but its context views. All thresholds here are
+ours.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class PosedImages:
     rgb: Float[Tensor, "view height width 3"]
     known: Bool[Tensor, "view height width"]
     """Where there is a picture."""
+    empty: Bool[Tensor, "view height width"]
+    """Where it shows the background that is behind everything, and so nothing on the way to it."""
     camera_to_world: Float[Tensor, "view 4 4"]
     """OpenCV."""
     intrinsics: Float[Tensor, "view 4"]
@@ -79,6 +82,16 @@ class PosedImages:
         """Whether projected points lie within the picture and in front of the camera."""
         size = pixels.new_tensor([self.rgb.shape[2], self.rgb.shape[1]])
         return ((pixels > 0) & (pixels < size)).all(dim=-1) & (depth > 1e-6)
+
+    def possible(self, points: Float[Tensor, "point 3"]) -> Bool[Tensor, " point"]:
+        """Whether something can be at world points: no view sees the background there."""
+        size = torch.tensor([self.rgb.shape[2], self.rgb.shape[1]], device=points.device)
+        possible = torch.ones(len(points), dtype=torch.bool, device=points.device)
+        for view, empty in enumerate(self.empty):
+            pixels, depth = self.project(view, points)
+            x, y = torch.minimum(pixels.clamp(min=0).long(), size - 1).unbind(-1)
+            possible &= ~(empty[y, x] & self.inside(pixels, depth))
+        return possible
 
     def look_up(self, maps: Float[Tensor, "channel height width"], pixels: Float[Tensor, "rows columns 2"]) -> Tensor:
         """Values [channel, rows, columns] of a view's maps at pixels, bilinearly."""
@@ -127,14 +140,15 @@ def surface_points(images: PosedImages, num_planes: int = 128) -> tuple[Float[Te
         if depth_range is None:
             return nothing, nothing
         depths, agreed = _agreed_depths(images, depth_range, num_planes)
-        found = depths[agreed]
+        found = depths[agreed].sort().values
         if len(found) == 0:
             return nothing, nothing
         widest = depth_range
-        low, high = (float(found.quantile(q)) if len(found) < 1 << 24 else float(found.median()) for q in (0.01, 0.99))
+        low, high = (float(found[round(share * (len(found) - 1))]) for share in (0.01, 0.99))
         depth_range = max(low / 1.2, widest[0]), min(high * 1.2, widest[1])
-    points = torch.stack([images.points(view, depths[view]) for view in range(len(depths))])
-    return points[agreed], images.rgb[agreed]
+    points = torch.stack([images.points(view, depths[view]) for view in range(len(depths))])[agreed]
+    kept = images.possible(points)
+    return points[kept], images.rgb[agreed][kept]
 
 
 def _agreed_depths(
@@ -182,7 +196,8 @@ def _sweep(
     minimum = (cost <= padded[:-2]) & (cost <= padded[2:])
     numbers = torch.arange(len(planes), device=cost.device)[:, None, None]
     rivals = torch.where(minimum & ((numbers - index).abs() > 1), cost, torch.inf).amin(dim=0)
-    clear = (best + NOISE < STANDS_OUT * rivals) & (best < MAX_DIFFERENCE / 2) & images.known[view]
+    shown = images.known[view] & ~images.empty[view]
+    clear = (best + NOISE < STANDS_OUT * rivals) & (best < MAX_DIFFERENCE / 2) & shown
     # The minimum between planes, of a parabola through the best and its neighbours.
     inner = index.clamp(1, len(planes) - 2)
     before, at, after = (cost.gather(0, (inner + k)[None])[0] for k in (-1, 0, 1))
