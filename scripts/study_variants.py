@@ -1,0 +1,102 @@
+"""The variants of scripts/run_study.py: one table."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+BASELINE = "paper-exact"
+"""What the others are compared with."""
+
+SAME_FOR_ALL = {
+    "pipeline.datamanager.scenes-per-batch": "6",
+    "pipeline.datamanager.num-target-views": "6",
+    "optimizers.network.optimizer.lr": "1e-3",
+}
+"""Batch and learning rate of the plus recipe, so that a variant differs in what it tests alone. Ours."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the study."""
+
+    name: str
+    tests: str
+    """In words."""
+    method: str
+    """As registered with nerfstudio."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of ns-train, without the leading dashes; several values of one option with blanks between them."""
+
+
+def _plus(name: str, tests: str, **options: str) -> Variant:
+    """A variant of efficient-lvsm-plus-tiny; options of the pipeline, dots and dashes as underscores."""
+    named = {f"pipeline.{option}".replace("__", ".").replace("_", "-"): value for option, value in options.items()}
+    return Variant(name, tests, "efficient-lvsm-plus-tiny", named)
+
+
+VARIANTS = (
+    Variant(BASELINE, "the paper: rays in the tokens alone, 4 context views", "efficient-lvsm-tiny"),
+    Variant(
+        "paper-exact-low-lr",
+        "whether the paper's network only wants half the learning rate",
+        "efficient-lvsm-tiny",
+        {"optimizers.network.optimizer.lr": "5e-4"},
+    ),
+    Variant(
+        "prope",
+        "relative camera encoding, still 4 context views",
+        "efficient-lvsm-tiny",
+        {"pipeline.model.network.camera-encoding": "prope"},
+    ),
+    Variant("plus", "prope, and 1 to 8 context views", "efficient-lvsm-plus-tiny"),
+    _plus(
+        "plus-prefix",
+        "one encoding of 8 context views, each target from a random number of the first ones",
+        model__prefix_loss="True",
+        datamanager__num_context_views="8 8",
+    ),
+    _plus("plus-camera-rays", "rays in each camera's own frame", model__network__ray_frame="camera"),
+    _plus("plus-registers", "4 register tokens", model__network__num_registers="4"),
+    _plus("plus-zero-head", "a head that starts from zero", model__network__zero_init_head="True"),
+    _plus("plus-residual-scale", "residuals scaled by 1 / sqrt(depth)", model__network__residual_scale="depth"),
+    _plus("plus-scale-augmentation", "scenes of random size, 0.7 to 1.4", model__scale_augmentation="0.7 1.4"),
+    _plus(
+        "plus-many-targets",
+        "3 scenes of 12 targets in place of 6 of 6",
+        datamanager__scenes_per_batch="3",
+        datamanager__num_target_views="12",
+    ),
+    Variant(
+        "paper-exact-repa",
+        "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",
+        "efficient-lvsm-tiny",
+        {
+            "pipeline.model.repa.teacher": "saliency-vit-s",
+            "pipeline.model.repa.path": "data/saliency_vit",
+            "pipeline.model.repa.image-size": "112",
+        },
+    ),
+    Variant(
+        "lvsm-decoder-only",
+        "LVSM of equal parameters, 4 context views, its own clipping of gradients",
+        "lvsm-decoder-only-tiny",
+    ),
+)
+
+
+def find_variants(names: Sequence[str]) -> list[Variant]:
+    """The variants of these names, in the table's order; all without any name.
+
+    Raises:
+        ValueError: for an unknown one, naming the nearest.
+    """
+    known = [variant.name for variant in VARIANTS]
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"--variants {name}: no such variant; did you mean {nearest}? There are {', '.join(known)}"
+            )
+    return [variant for variant in VARIANTS if not names or variant.name in names]
