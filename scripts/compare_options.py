@@ -22,7 +22,8 @@ class Args:
     """Folder for everything."""
     runs: tuple[str, ...] = ()
     """NAME=PATH for each trained method: the folder of a run, its config.yml or one of its checkpoints, or, for names
-    of registered methods, a file of weights."""
+    of registered methods, a file of weights. Absent for efficient-lvsm-plus-tiny: 'pretrained', the weights that come
+    with this package."""
     context_views: tuple[int, ...] = (4,)
     """Numbers of context views to compare with, each with the same targets."""
     num_target_views: int = 8

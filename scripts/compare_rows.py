@@ -18,6 +18,7 @@ from make_run import last_checkpoint, network_methods, read_config
 from nerfstudio.configs.method_configs import all_methods
 
 from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.nn.pretrained import PRETRAINED, PRETRAINED_METHOD, weights_path
 
 DEFAULT_SIZE = (128, 128)
 """Where no run says what it was trained for. Ours."""
@@ -39,6 +40,8 @@ def find_methods(args: Args, whole_scenes: bool) -> list[MethodSpec]:
         if not separator or not path:
             raise ValueError(f"--runs {run}: expected NAME=PATH, e.g. efficient-lvsm-tiny=outputs/.../run")
         runs[name] = Path(path)
+    if PRETRAINED_METHOD in args.methods:
+        runs.setdefault(PRETRAINED_METHOD, Path(PRETRAINED))
     networks, installed = network_methods(), {point.name for point in entry_points(group="nerfstudio.method_configs")}
     floors = [name.replace("_", "-") for name in FLOORS]
     known = [*networks, *floors, *({GAUSSIANS} & installed), SPLATFACTO]
@@ -95,6 +98,10 @@ def _splatfacto() -> MethodSpec:
 
 def _network(name: str, path: Path, args: Args, whole_scenes: bool) -> MethodSpec:
     where = f"--runs {name}={path}"
+    try:
+        path = weights_path(path)
+    except ValueError as error:
+        raise ValueError(f"--runs {name}={error}") from None
     if not path.exists():
         raise ValueError(f"{where}: no such file or folder")
     config = _config_beside(path)

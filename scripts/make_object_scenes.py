@@ -49,7 +49,6 @@ try:
         Settings,
         evaluation_views,
         image_name,
-        partial_folder,
         random_generator,
         view_directions,
         write_json,
@@ -89,6 +88,8 @@ class Args:
     """How many of them are of the validation split; in proportion if not given."""
     num_test_objects: int | None = None
     """How many of them are of the test split; in proportion if not given."""
+    splits: tuple[Literal["train", "val", "test"], ...] = SPLITS
+    """Of those, the splits to render, for example test alone; the pictures are those of the whole set."""
     seed: int = 0
     """Seed of the cameras. The split does not depend on it."""
     libraries: tuple[str, ...] = ()
@@ -329,39 +330,57 @@ def check_numbers(args: Args) -> None:
 def make_object_scenes(args: Args) -> None:
     """The whole of it: furniture, scenes, files about all scenes."""
     check_numbers(args)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--output: found {args.output}, which cannot be made a folder ({error.strerror}). Choose another one."
-        ) from error
+    make_folder(args.output)
     libraries = prepare_furniture(args.furniture_cache)
     furniture = read_furniture(libraries, args.libraries)
-    items = select_objects(furniture, args.num_objects, args.num_val_objects, args.num_test_objects)
+    selected = select_objects(furniture, args.num_objects, args.num_val_objects, args.num_test_objects)
+    items = [item for item in selected if item.split in args.splits]
+    if not items:
+        raise InputError(
+            f"--splits: found {' '.join(args.splits)}, of which there is no object among the {len(selected)} selected. "
+            "Name other splits, or select more objects."
+        )
     settings = Settings(args.resolution, args.views_per_object, args.seed, choose_renderer(args.renderer))
+    make_collection(args.output, items, settings, args.num_workers or os.cpu_count() or 1)
 
-    finished = find_finished(args.output, settings)
+
+def make_folder(output: Path) -> None:
+    """Makes the folder of a collection."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output: found {output}, which cannot be made a folder ({error.strerror}). Choose another one."
+        ) from error
+
+
+def make_collection(output: Path, items: list[CatalogueObject], settings: Settings, num_workers: int) -> None:
+    """Renders those objects that are not there yet, and writes the files about all of them.
+
+    Args:
+        items: sorted by name.
+    """
+    finished = find_finished(output, settings)
     to_render = [item for item in items if item.name not in finished]
-    for item in furniture:
-        shutil.rmtree(partial_folder(args.output, item), ignore_errors=True)
+    for partial in output.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
     for item in to_render:
-        shutil.rmtree(args.output / item.name, ignore_errors=True)
+        shutil.rmtree(output / item.name, ignore_errors=True)
     num_finished = len(items) - len(to_render)
-    num_workers = args.num_workers or os.cpu_count() or 1
     started = time.monotonic()
-    failures = render_scenes(to_render, args.output, settings, num_workers, num_finished)
+    failures = render_scenes(to_render, output, settings, num_workers, num_finished)
     seconds = time.monotonic() - started
 
     complete = [item for item in items if item.name not in failures]
-    report_failures(args.output, items, failures)
+    report_failures(output, items, failures)
     if not complete:
         raise InputError("No object could be rendered.")
-    write_contact_sheet(args.output, complete, settings.resolution)
-    write_collection(args.output, complete, settings)
+    write_contact_sheet(output, complete, settings.resolution)
+    write_collection(output, complete, settings)
 
     num_images = (len(to_render) - len(failures)) * settings.views_per_object
     counts = ", ".join(f"{sum(item.split == split for item in complete)} {split}" for split in SPLITS)
-    say(f"{len(complete)} objects ({counts}) in {args.output}")
+    say(f"{len(complete)} objects ({counts}) in {output}")
     say(
         f"{num_images} images rendered in {seconds:.1f} s, {num_images / max(seconds, 1e-9):.0f} images/s "
         f"with {num_workers} processes; {num_finished} objects were there already"

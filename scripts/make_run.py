@@ -1,5 +1,6 @@
 """Makes a run directory from weights, for any data and protocol, without training.
 
+    python scripts/make_run.py --checkpoint pretrained --data DATA  # the weights that come with this package
     python scripts/make_run.py --checkpoint WEIGHTS --data DATA    # published or exported weights, or a step-*.ckpt
     python scripts/make_run.py --from-run outputs/.../config.yml --data DATA --protocol wide-range    # another run's
 
@@ -37,8 +38,9 @@ class Args:
     """Options."""
 
     checkpoint: Optional[Path] = None
-    """Weights: a file of scripts/export_weights.py, a run's step-*.ckpt, or one in the authors' layout (.pt,
-    .safetensors). Its architecture and sizes are those of the new run."""
+    """Weights: 'pretrained', those that come with this package, a file of scripts/export_weights.py, a run's
+    step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Its architecture and sizes are those of the new
+    run."""
     from_run: Optional[Path] = None
     """Instead of --checkpoint: config.yml of the run whose weights and options are taken."""
     method: Optional[str] = None

@@ -308,6 +308,18 @@ def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, c
         image_size(options(plain, "mine", run=run, image_size=(20, 16)), [spec])
 
 
+def test_the_weights_of_the_package_need_no_run(plain):
+    from compare_rows import find_methods, image_size
+
+    from elvsm_nerfstudio.nn.pretrained import PRETRAINED, PRETRAINED_METHOD, weights_path
+
+    (spec,) = find_methods(options(plain, PRETRAINED_METHOD), whole_scenes=True)
+    assert Path(spec.weights) == weights_path(Path(PRETRAINED)) and spec.config is None
+    assert image_size(options(plain, PRETRAINED_METHOD), [spec]) == (64, 64)
+    (other,) = find_methods(options(plain, PRETRAINED_METHOD, run=Path("pretrained")), whole_scenes=True)
+    assert other == spec
+
+
 def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
     import compare_rows
 

@@ -361,6 +361,13 @@ def test_resume_subset_determinism_and_other_settings(furniture: Path, tmp_path:
     for scene in scenes:
         assert contents(subset / scene["path"]) == contents(output / scene["path"])
 
+    test = tmp_path / "test"
+    done = run_script(furniture, test, "--splits", "test")
+    assert done.returncode == 0, done.stderr
+    assert [scene["name"] for scene in json.loads((test / "scenes.json").read_text())["scenes"]] == [SCENES["cube"]]
+    assert contents(test / SCENES["cube"]) == contents(output / SCENES["cube"])
+    assert contents(test)["evaluation_index.json"] == before["evaluation_index.json"]
+
 
 def test_stale_failures_file_is_removed(script, tmp_path: Path) -> None:
     (tmp_path / "failures.json").write_text("{}")
@@ -421,6 +428,7 @@ def test_subsets_are_nested_and_hold_all_splits(script) -> None:
         ({"views_per_object": 7}, "--views-per-object: found 7; expected at least 8"),
         ({"resolution": 0}, "--resolution: found 0; expected at least 8"),
         ({"num_workers": 0}, "--num-workers: found 0; expected at least 1"),
+        ({"splits": ()}, "--splits: found , of which there is no object among the 6 selected"),
         ({"libraries": ("Fike",)}, "--libraries: found Fike; expected some of Fake"),
     ],
 )

@@ -132,8 +132,10 @@ def test_exported_weights_are_those_that_the_run_renders_with(trained, tmp_path,
         assert torch.equal(tensor, checkpoint["pipeline"][f"_model.network.{name}"])
     assert not torch.equal(weights.state["head.weight"], checkpoint["average"]["trained"]["head.weight"])
 
-    export(ExportArgs(load_config=trained, output=tmp_path / "half.safetensors", dtype="bf16"))
+    export(ExportArgs(load_config=trained, output=tmp_path / "half.safetensors", dtype="fp16"))
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "w.safetensors").stat().st_size
+    for name, tensor in read_weights(tmp_path / "half.safetensors").state.items():
+        assert torch.equal(tensor, weights.state[name].half()), name
     with pytest.raises(ValueError, match="w.pt: expected a name that ends in .safetensors"):
         export(ExportArgs(load_config=trained, output=tmp_path / "w.pt"))
 

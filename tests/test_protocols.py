@@ -42,6 +42,7 @@ def test_protocols_say_what_the_field_does():
     )
     assert PROTOCOLS["objects-4view"].images((64, 64)).background == "white"
     assert PROTOCOLS["objects-4view-black"].images((64, 64)).background == "black"
+    assert PROTOCOLS["objects-1-to-16"].context_views == (1, 2, 4, 8, 16)
     assert PROTOCOLS["wide-range"].context_views == (2, 4, 8, 12)
     assert PROTOCOLS["wide-range"].views.num_frames == 100 and not PROTOCOLS["wide-range"].views.targets_may_be_context
 

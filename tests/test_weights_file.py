@@ -5,9 +5,11 @@ import pickle
 
 import pytest
 import torch
+from conftest import make_views
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
@@ -87,6 +89,71 @@ def test_our_file_says_what_shapes_do_not_and_may_be_in_bf16(tmp_path):
     with pytest.raises(ValueError, match=r"w.safetensors: found weights of .*prope\), expected EfficientLVSM .*patch"):
         load_weights(made(0), path)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_renders_from_half_precision_weights_are_nearly_those_of_the_full_ones(tmp_path):
+    """Colours are in [0, 1]; a step of 8 bits is 4e-3. The network computes in fp32 either way."""
+    config = EfficientLVSMConfig(width=64, num_layers=4, head_dim=32, camera_encoding="prope")
+    network, views = made(0, config), make_views(2, 3, 16, 16)
+    context, target = views.select([0, 1]), views.select([2])
+    frame = CanonicalFrame.estimate(context.camera_to_world)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3)  # or everything is grey
+        expected = network(context, target, frame)
+        assert expected.std() > 0.02
+        error = {}
+        for dtype in (torch.float16, torch.bfloat16):
+            rounded = config.build()
+            save_weights(tmp_path / "w.safetensors", network.state_dict(), config, dtype)
+            load_weights(rounded, tmp_path / "w.safetensors")
+            assert {x.dtype for x in rounded.state_dict().values()} == {torch.float32}
+            error[dtype] = float((rounded(context, target, frame) - expected).abs().max())
+    assert 0 < error[torch.float16] < 1e-3 and error[torch.float16] < error[torch.bfloat16] < 1e-2
+
+
+def test_weights_that_a_dtype_cannot_hold_are_not_written(tmp_path):
+    state = made(0).state_dict()
+    state["head.weight"] = state["head.weight"] * 0 + 1e5
+    with pytest.raises(ValueError, match="w.safetensors: head.weight reaches 100000; expected .* up to 65504"):
+        save_weights(tmp_path / "w.safetensors", state, CONFIG, torch.float16)
+    assert not list(tmp_path.iterdir())
+    save_weights(tmp_path / "w.safetensors", state, CONFIG, torch.bfloat16)
+
+
+YOUNGER = ("residual_scale", "num_registers", "zero_init_head")
+"""Options that the first files of ours do not know."""
+
+
+def test_files_from_before_an_option_are_as_without_it(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_ours(path, made(0))
+    with safe_open(path, "pt") as file:
+        state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    config = json.loads(metadata["config"])
+    metadata["config"] = json.dumps({name: value for name, value in config.items() if name not in YOUNGER})
+    save_file(state, path, metadata)
+    assert read_weights(path).config == CONFIG
+    load_weights(made(1), path)
+
+
+def test_registers_are_told_from_the_tensors_and_residual_scale_from_what_is_written(tmp_path):
+    config = EfficientLVSMConfig(**SIZES, num_registers=3, residual_scale="depth", zero_init_head=True)
+    source, run, ours = made(0, config), tmp_path / "step-000000007.ckpt", tmp_path / "w.safetensors"
+    write_run(run, source)
+    assert read_weights(run).config == EfficientLVSMConfig(**SIZES, num_registers=3)
+    write_ours(ours, source)
+    assert read_weights(ours).config == config
+    for path in (run, ours):
+        target = made(1, config)
+        load_weights(target, path)
+        assert torch.equal(target.context_registers, source.context_registers)
+    with pytest.raises(ValueError, match=r"found weights of .*residual scale depth, registers 3\), expected"):
+        load_weights(made(0), ours)
+    with pytest.raises(ValueError, match=r"found weights of .*registers 3\), expected EfficientLVSM \("):
+        load_weights(made(0), run)
+    with pytest.raises(ValueError, match="layout has no place for context_registers, target_registers"):
+        to_published(source.state_dict())
 
 
 def altered(**changes):

@@ -88,6 +88,13 @@ PROTOCOLS = {
             background="black",
         ),
         Protocol(
+            name="objects-1-to-16",
+            description="1, 2, 4, 8 and 16 context views of an object, spread by farthest point, on white; 8 target "
+            "views spread over the other frames",
+            views=ViewRule(num_context_views=16, num_target_views=8, source="spread"),
+            context_views=(1, 2, 4, 8, 16),
+        ),
+        Protocol(
             name="wide-range",
             description="100 frames sampled uniformly over the scene, 2, 4, 8 and 12 context views spread by farthest "
             "point, 8 target views spread over the others",

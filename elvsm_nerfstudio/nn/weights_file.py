@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.pretrained import weights_path
 from elvsm_nerfstudio.nn.published_weights import LAYOUTS, check_state, from_published, is_published, our_config
 from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
 
@@ -42,9 +43,13 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Reads any file of weights; whose layout it has is told from its content.
 
+    Args:
+        path: of the file, or ``pretrained`` for the package's own.
+
     Raises:
         ValueError: naming the file, what was found and what was expected, also where it is damaged.
     """
+    path = weights_path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {found}; expected a file of weights: .safetensors, .pt, or step-*.ckpt of a run")
@@ -60,7 +65,10 @@ def read_weights(path: Path) -> Weights:
 
 
 def load_weights(network: SceneNetwork, path: Path) -> None:
-    """Loads a file of weights into a network, whole or not at all.
+    """Loads a file of weights into a network, whole or not at all; the network keeps its own dtype.
+
+    Args:
+        path: as in ``read_weights``.
 
     Raises:
         ValueError: as ``read_weights``, and where the weights are of another network or of other sizes.
@@ -87,9 +95,18 @@ def save_weights(
 
     Raises:
         OSError: where the file cannot be written.
+        ValueError: for weights that the dtype cannot hold, or that are not finite.
     """
+    rounded = {name: x.to(dtype) for name, x in state.items()}
+    for name, x in rounded.items():
+        if not x.isfinite().all():
+            largest = float(state[name].abs().max())
+            raise ValueError(
+                f"{path}: {name} reaches {largest:g}; expected finite numbers up to {torch.finfo(dtype).max:g}, the "
+                f"most that {dtype} holds. Write another dtype"
+            )
     metadata = {"format": FORMAT, "network": type(config).__name__, "config": json.dumps(asdict(config))}
-    write_safetensors(path, {name: x.to(dtype) for name, x in state.items()}, metadata)
+    write_safetensors(path, rounded, metadata)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

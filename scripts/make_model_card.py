@@ -1,0 +1,237 @@
+"""Exports the weights that come with the package from a run, scores them, and writes their card.
+
+    python scripts/make_model_card.py --load-config outputs/NAME/efficient-lvsm-plus-tiny/run/config.yml \\
+        --data data/objects64 --scanned-data data/scanned64
+
+Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures. The scores are of
+the exported file, from 1 to 16 context views on the test split; with all metrics that takes some minutes, and is kept
+for the next time: the same weights are not scored twice on data of the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import model_card_text as text
+import torch
+import tyro
+from export_weights import Args as ExportArgs
+from export_weights import export
+from make_run import Args as RunArgs
+from make_run import last_checkpoint, make_run, network_methods, read_config
+from model_card_pictures import ITERATION_TIME, read_curves, write_curve, write_samples
+
+from elvsm_nerfstudio.evaluation.results import plot_against_views
+from elvsm_nerfstudio.nn.pretrained import PRETRAINED_FILE
+from elvsm_nerfstudio.nn.weights_file import read_weights
+
+PROTOCOL = "objects-1-to-16"
+RANKED_VIEWS = 4
+"""Context views by which objects are ranked."""
+SHOWN = 3
+"""Best, median and worst objects in the picture."""
+
+
+@dataclass
+class Args:
+    """Options."""
+
+    load_config: Path
+    """config.yml of the run, trained with --vis tensorboard."""
+    data: Path = Path("data/objects64")
+    """The collection that it was trained on, whose test split is scored."""
+    scanned_data: Optional[Path] = None
+    """A collection of scripts/make_scanned_objects.py, scored too."""
+    output: Path = Path("assets") / PRETRAINED_FILE
+    """The weights to write; the card and its pictures are written beside it."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Of the weights in the file."""
+    work_dir: Path = Path("outputs/model_card")
+    """Folder for the evaluations."""
+
+
+@dataclass
+class Scored:
+    """An evaluation of the weights on a collection."""
+
+    results: Mapping[str, Any]
+    details: Mapping[str, Any]
+    sheets: Path
+    scenes: Sequence[Mapping[str, str]]
+    """All of the collection's."""
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Objects and their PSNR from RANKED_VIEWS context views, the worst one first."""
+        values: dict[str, list[float]] = {}
+        for row in self.details["images"]:
+            if row["context_views"] == RANKED_VIEWS:
+                values.setdefault(row["scene"], []).append(row["psnr"])
+        return sorted(((scene, statistics.fmean(psnr)) for scene, psnr in values.items()), key=lambda item: item[1])
+
+    def text(self) -> str:
+        return text.evaluation_text(self.results, self.details["timing"])
+
+    def objects(self) -> str:
+        return text.objects_text(self.ranked(), RANKED_VIEWS)
+
+
+def make_model_card(args: Args) -> Path:
+    """Writes weights, card and pictures, and returns the card.
+
+    Raises:
+        ValueError: for a run that cannot be used, and where an evaluation fails.
+        OSError: where something cannot be written.
+    """
+    config = read_config(args.load_config, "--load-config")
+    curves = read_curves(args.load_config.parent)
+    export_where_new(args)
+    scored = score(args.output, config.method_name, args.data, args.work_dir)
+    counts = list(scored.results["by_context_views"])
+
+    card = args.output.with_suffix(".md")
+    pictures = {name: args.output.with_name(f"{args.output.stem}_{name}.png") for name in ("views", "samples", "curve")}
+    by_views = {int(count): scores for count, scores in scored.results["by_context_views"].items()}
+    plot_against_views(pictures["views"], "Held-out objects", by_views)
+    shown = best_median_worst([scene for scene, _ in scored.ranked()])
+    datamanager = config.pipeline.datamanager
+    sheets = [scored.sheets / f"{scene}.png" for scene in shown]
+    height, width = scored.results["record"]["protocol"]["image_size"]
+    write_samples(pictures["samples"], sheets, (height, width), len(counts))
+    write_curve(pictures["curve"], curves)
+
+    scanned = ""
+    if args.scanned_data is not None:
+        other = score(args.output, config.method_name, args.scanned_data, args.work_dir)
+        scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
+    train = [scene for scene in scored.scenes if scene["split"] == "train"]
+    steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
+    seconds = statistics.median(value for _, value in curves[ITERATION_TIME])
+    content = text.card(
+        title=args.output.stem,
+        method=config.method_name,
+        file=args.output.name,
+        size=f"{args.output.stat().st_size / 1e6:.1f}",
+        dtype=args.dtype,
+        sha256=sha256(args.output),
+        network=config.pipeline.model.network.describe(),
+        parameters=f"{sum(x.numel() for x in read_weights(args.output).state.values()) / 1e6:.1f} M",
+        image_size=f"{height} x {width}",
+        steps=f"{steps:,}",
+        scenes=str(datamanager.scenes_per_batch),
+        context=" to ".join(map(str, sorted(set(datamanager.context_view_bounds)))),
+        target=str(datamanager.num_target_views),
+        validation_views=str(max(datamanager.context_view_bounds)),
+        hours=f"{steps * seconds / 3600:.1f}",
+        seconds=f"{seconds:.2f}",
+        evaluation=scored.text(),
+        objects=scored.objects(),
+        num_objects=str(len(scored.ranked())),
+        counts=", ".join(counts),
+        creators=creators(scored.scenes, shown),
+        views_picture=text.relative(pictures["views"], card),
+        samples_picture=text.relative(pictures["samples"], card),
+        curve_picture=text.relative(pictures["curve"], card),
+        scanned=scanned,
+        data_command=f"python scripts/make_object_scenes.py --output {args.data} --resolution {height}",
+        command=text.training_command(config, network_methods()[config.method_name]),
+        train_objects=str(len(train)),
+        credits=text.credits_table(train),
+    )
+    partial = card.with_name(f".{card.name}.partial")
+    partial.write_text(content, "utf8")
+    os.replace(partial, card)
+    return card
+
+
+def export_where_new(args: Args) -> None:
+    """Writes the weights, unless the same ones are there: their bytes would be others, as safetensors orders its header
+    as it likes."""
+    exported = args.output.with_name(f".{args.output.name}.new.safetensors")
+    export(ExportArgs(load_config=args.load_config, output=exported, dtype=args.dtype))
+    if args.output.is_file() and content_hash(args.output) == content_hash(exported):
+        exported.unlink()
+        return
+    exported.chmod(0o644)  # safetensors writes for its user alone; this file is to be passed on
+    os.replace(exported, args.output)
+
+
+def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
+    """Scores weights on a collection's test split, unless that was done before.
+
+    Raises:
+        ValueError: where ns-eval fails.
+    """
+    name = f"{data.name}-{content_hash(weights)[:12]}"
+    folder = work_dir / name
+    results = folder / "results.json"
+    if not results.is_file():
+        runs = list(folder.glob("*/run/config.yml"))
+        run = RunArgs(weights, method=method, data=data, protocol=PROTOCOL, output_dir=work_dir, name=name)
+        config = runs[0] if runs else make_run(run)
+        command = [Path(sys.executable).parent / "ns-eval", "--load-config", config, "--output-path", results]
+        done = subprocess.run([*map(str, command), "--render-output-path", str(folder / "pictures")])
+        if done.returncode != 0:
+            raise ValueError(f"ns-eval of {weights} on {data} failed; its messages are above")
+    return Scored(
+        results=json.loads(results.read_text())["results"],
+        details=json.loads(results.with_suffix(".images.json").read_text()),
+        sheets=folder / "pictures",
+        scenes=json.loads((data / "scenes.json").read_text())["scenes"],
+    )
+
+
+def best_median_worst(ranked: Sequence[str]) -> list[str]:
+    """The best, the median and the worst objects, without repeating any where there are few.
+
+    Args:
+        ranked: objects, the worst one first.
+    """
+    middle = max(0, len(ranked) // 2 - SHOWN // 2)
+    chosen = [*reversed(ranked[-SHOWN:]), *reversed(ranked[middle : middle + SHOWN]), *reversed(ranked[:SHOWN])]
+    return list(dict.fromkeys(chosen))
+
+
+def creators(scenes: Sequence[Mapping[str, str]], shown: Sequence[str]) -> str:
+    """Who made the objects in the picture, and their licences."""
+    of = {scene["name"]: scene for scene in scenes}
+    makers: dict[str, list[str]] = {}
+    for name in shown:
+        makers.setdefault(of[name].get("licence", "unknown"), []).append(of[name].get("creator", "unknown"))
+    return "; ".join(f"{', '.join(dict.fromkeys(names))} ({licence})" for licence, names in makers.items())
+
+
+def content_hash(weights: Path) -> str:
+    """SHA-256 of a network's config and tensors."""
+    read = read_weights(weights)
+    digest = hashlib.sha256(repr(read.config).encode())
+    for name, tensor in sorted(read.state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Command line."""
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        print(make_model_card(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""From a run to weights with a card, and what the card says."""
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+from conftest import TINY_NETWORK, run_cli, write_collection
+from PIL import Image
+
+from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.nn.weights_file import read_weights
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import make_model_card as script  # noqa: E402
+import model_card_text as text  # noqa: E402
+
+
+def test_the_command_says_what_differs_from_the_method():
+    default = method_configs.efficient_lvsm_plus_tiny.config
+    config = deepcopy(default)
+    config.data, config.experiment_name, config.load_dir = Path("data/x"), "box", Path("elsewhere")
+    config.pipeline.datamanager.num_context_views = (2, 5)
+    config.pipeline.model.network.ray_frame = "camera"
+    config.optimizers["network"]["scheduler"].max_steps = 70
+    assert text.training_command(config, default).replace(" \\\n    ", " ") == (
+        "ns-train efficient-lvsm-plus-tiny --pipeline.datamanager.num-context-views 2 5 "
+        "--pipeline.model.network.ray-frame camera --optimizers.network.scheduler.max-steps 70 "
+        "--data data/x --experiment-name box"
+    )
+
+
+def test_every_creator_is_credited_with_the_number_of_objects():
+    listed = (("B", "CC0", "zoe"), ("A", "CC-BY", "Ann"), ("B", "CC0", "Bo"), ("B", "CC0", "zoe"))
+    scenes = [dict(zip(("library", "licence", "creator"), one)) for one in listed]
+    assert text.credits_table(scenes).splitlines()[2:] == ["| A | CC-BY | 1 | Ann |", "| B | CC0 | 3 | Bo, zoe (2) |"]
+
+
+def test_tables_of_scores_leave_out_metrics_that_were_not_measured():
+    names = ("psnr", "ssim", "psnr_copy_nearest", "psnr_mean_of_context")
+    scores = {name + end: 1.5 for name in names for end in ("", "_std")}
+    table = text.scores_table({"1": scores, "16": {**scores, "psnr": 20.0}}).splitlines()
+    assert table[0] == "| context views | PSNR | SSIM | PSNR, copying the nearest | PSNR, mean of context |"
+    assert table[3] == "| 16 | 20.00 +- 1.50 | 1.500 +- 1.500 | 1.50 +- 1.50 | 1.50 +- 1.50 |"
+
+
+def test_best_median_and_worst():
+    assert script.best_median_worst(list("abcdefghijk")) == ["k", "j", "i", "g", "f", "e", "c", "b", "a"]
+    assert script.best_median_worst(["a", "b"]) == ["b", "a"]
+
+
+@pytest.mark.slow
+def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = write_collection(tmp_path / "objects", "train train val test test", num_frames=24, size=(16, 16))
+    made_by = {"library": "Lib", "licence": "CC-BY 3.0"}
+    collection = json.loads((data / "scenes.json").read_text())
+    for number, listed in enumerate(collection["scenes"]):
+        listed.update(made_by, creator=f"maker {number}")
+    (data / "scenes.json").write_text(json.dumps(collection))
+    run_cli("ns-train", "efficient-lvsm-plus-tiny", *TINY_NETWORK, "--data", "objects", "--machine.device-type", "cpu",
+            "--vis", "tensorboard", "--max-num-iterations", "3", "--logging.steps-per-log", "1",
+            "--output-dir", "outputs", "--experiment-name", "box", "--timestamp", "run",
+            "--steps-per-eval-batch", "100", "--steps-per-eval-image", "100", cwd=tmp_path)  # fmt: skip
+    config = Path("outputs/box/efficient-lvsm-plus-tiny/run/config.yml")
+    args = script.Args(config, Path("objects"), Path("objects"), Path("assets/model.safetensors"))
+    card = script.make_model_card(args)
+    assert card == Path("assets/model.md")
+    content = card.read_text()
+    assert "{" not in content and "| 16 | " in content and "2 objects, 16 images for each number of views" in content
+    assert "maker 0, maker 1 |" in content and "maker 4" not in content.split("## Data")[1]
+    assert "--max-num-iterations 3 " in content and "3 steps of 2 scenes, 2 context and 2 target views" in content
+    assert "## Objects of another source" in content and script.sha256(args.output) in content
+    assert read_weights(args.output).state["head.weight"].element_size() == 2
+    for name in ("views", "samples", "curve"):
+        assert f"(model_{name}.png)" in content
+    assert Image.open("assets/model_samples.png").size == (2 * (12 * 68 - 4), 2 * (2 * 68 - 4))
+    monkeypatch.setattr(script.subprocess, "run", None)  # scored already
+    assert script.make_model_card(args).read_text() == content

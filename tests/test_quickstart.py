@@ -1,0 +1,73 @@
+"""What scripts/quickstart.sh calls, with programs that only write down how they were called."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts/quickstart.sh"
+RUN = "outputs/{}/efficient-lvsm-plus-tiny/run"
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout in which nothing is installed and every program succeeds."""
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "ns-train", "ns-eval", "ns-render", "ffmpeg"):
+        (programs / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"{tmp_path}/calls"\n')
+        (programs / name).chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/setup.sh").write_text("")
+    (tmp_path / "scripts/quickstart.sh").write_text(SCRIPT.read_text())
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/efficient-lvsm-plus-tiny.safetensors").touch()
+    return tmp_path
+
+
+def calls(checkout: Path, *arguments: str) -> list[str]:
+    (checkout / "calls").unlink(missing_ok=True)
+    subprocess.run(["bash", checkout / "scripts/quickstart.sh", *arguments], check=True, capture_output=True)
+    return (checkout / "calls").read_text().splitlines()
+
+
+def of(program: str, listed: list[str]) -> list[str]:
+    return [call for call in listed if call.startswith(program)]
+
+
+def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another_one(checkout):
+    listed = calls(checkout)
+    assert "--splits test" in listed[0] and not of("ns-train", listed)
+    (made,) = of("python scripts/make_run.py", listed)
+    assert "--checkpoint pretrained --data data/objects64_test" in made
+    (evaluated,) = of("ns-eval", listed)
+    config = checkout / RUN.format("quickstart") / "config.yml"
+    assert f"--load-config {config.relative_to(checkout)}" in evaluated and of("ns-render camera-path", listed)
+
+    config.parent.mkdir(parents=True)
+    config.touch()
+    assert not of("python scripts/make_run.py", calls(checkout))
+    weights = checkout / "assets/efficient-lvsm-plus-tiny.safetensors"
+    os.utime(weights, (config.stat().st_mtime + 10,) * 2)
+    assert of("python scripts/make_run.py", calls(checkout)) and not config.exists()
+
+
+def test_an_interrupted_training_goes_on_and_a_finished_one_is_reused(checkout):
+    (trained,) = of("ns-train", calls(checkout, "--train"))
+    assert (
+        trained.startswith("ns-train efficient-lvsm-plus-tiny --data data/objects64 ") and "--load-dir" not in trained
+    )
+    checkpoints = checkout / RUN.format("quickstart-train") / "nerfstudio_models"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step-000000300.ckpt").touch()
+    (resumed,) = of("ns-train", calls(checkout, "--train"))
+    assert resumed == f"{trained} --load-dir {checkpoints.relative_to(checkout)}"
+    (checkpoints / "step-000000999.ckpt").touch()
+    assert not of("ns-train", calls(checkout, "--train"))
+
+
+def test_other_options_are_refused(checkout):
+    done = subprocess.run(["bash", checkout / "scripts/quickstart.sh", "--tarin"], capture_output=True, text=True)
+    assert done.returncode == 2 and "found --tarin; expected nothing, or --train" in done.stderr
+    assert not (checkout / "calls").exists()
