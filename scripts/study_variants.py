@@ -57,6 +57,10 @@ VARIANTS = (
         model__prefix_loss="True",
         datamanager__num_context_views="8 8",
     ),
+    _plus(
+        "plus-camera-values", "values transformed by cameras, not by patches", model__network__value_encoding="camera"
+    ),
+    _plus("plus-plain-values", "values not transformed", model__network__value_encoding="none"),
     _plus("plus-camera-rays", "rays in each camera's own frame", model__network__ray_frame="camera"),
     _plus("plus-registers", "4 register tokens", model__network__num_registers="4"),
     _plus("plus-zero-head", "a head that starts from zero", model__network__zero_init_head="True"),
