@@ -10,21 +10,21 @@ range.
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from benchmark_efficiency import processor
 from nerfstudio.cameras.cameras import Cameras
 from rich.console import Console
 from rich.progress import track
 
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_figure, write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version, spread
 from elvsm_nerfstudio.method_configs.splatfacto_sparse import splatfacto_sparse
 from elvsm_nerfstudio.splatting.model import SparseSplatfactoModelConfig
@@ -149,17 +149,7 @@ def write_plot(path: Path, result: dict[str, Any]) -> None:
         getattr(axes.yaxis, f"set_{which}_formatter")(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    plt.close(figure)
-    partial.replace(path)
-
-
-def processor() -> str:
-    """The processor's name, where Linux says it."""
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else ()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    write_figure(path, figure)
 
 
 def main(args: Args) -> None:
@@ -171,6 +161,7 @@ def main(args: Args) -> None:
         step = training_step(args, kind, size, count)
         rates = [1 / time for time in seconds(step, args.repeats)]
         rows.append({"cloud": kind, "size": size, "gaussians": count, "iterations_per_second": spread(rates)})
+    device = torch.device(args.device)
     result = {
         "command": ["python", *sys.argv],
         "backend": choose_backend(args.backend, args.device),
@@ -178,14 +169,16 @@ def main(args: Args) -> None:
         "beside": args.beside,
         "repeats": args.repeats,
         "gaussians": list(args.gaussians),
-        "machine": {"processor": processor(), "threads": args.threads, "torch": torch.__version__},
+        "machine": {
+            "processor": processor(device),
+            "threads": args.threads,
+            "torch": torch.__version__,
+        },
         "code": code_version(),
         "rows": rows,
     }
     write_json(args.output, result)
-    partial = args.output.with_suffix(".md.partial")
-    partial.write_text(table(result), "utf8")
-    partial.replace(args.output.with_suffix(".md"))
+    write_text(args.output.with_suffix(".md"), table(result))
     write_plot(args.output.with_suffix(".png"), result)
     console.print(table(result))
 

@@ -38,7 +38,7 @@ from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.comparison import frame_file, markdown, summary
 from elvsm_nerfstudio.evaluation.comparison_plots import write_plots
 from elvsm_nerfstudio.evaluation.page import write_page
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version
 
 
@@ -81,7 +81,7 @@ def compare(args: Args) -> dict[str, Any]:
     result["videos"] = write_videos(layout, specs, records, jobs)
     result["plots"] = write_plots(layout.root, result)
     write_json(layout.root / "results.json", result)
-    (layout.root / "table.md").write_text(markdown(result), "utf8")
+    write_text(layout.root / "table.md", markdown(result))
     write_page(layout.root / "index.html", result)
     return result
 

@@ -67,15 +67,18 @@ def hash_fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(f"elvsm/{text}".encode()).digest()[:6], "big") / 2**48
 
 
+def user_cache(name: str) -> Path:
+    """A folder of ours in the user's cache folder; the package's own would bring torch along."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elvsm-nerfstudio" / name
+
+
 def prepare_furniture(cache: Path | None) -> Path:
     """Downloads and unpacks the furniture unless that was done before, by default into the user's cache folder.
 
     Returns:
         The folder that holds one folder per library.
     """
-    if cache is None:
-        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(user_cache) / "elvsm-nerfstudio" / "furniture"
+    cache = cache or user_cache("furniture")
     libraries = cache / "libraries"
     if libraries.is_dir():
         return libraries

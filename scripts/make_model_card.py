@@ -30,6 +30,7 @@ from make_run import Args as RunArgs
 from make_run import last_checkpoint, make_run, network_methods, read_config
 from model_card_pictures import ITERATION_TIME, read_curves, write_curve, write_samples
 
+from elvsm_nerfstudio.evaluation.report import write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.nn.pretrained import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights_file import read_weights
@@ -146,9 +147,7 @@ def make_model_card(args: Args) -> Path:
         train_objects=str(len(train)),
         credits=text.credits_table(train),
     )
-    partial = card.with_name(f".{card.name}.partial")
-    partial.write_text(content, "utf8")
-    os.replace(partial, card)
+    write_text(card, content)
     return card
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import torch
 from jaxtyping import Float
 from matplotlib import pyplot as plt
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_log import read_scalars
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from elvsm_nerfstudio.evaluation.report import GAP, sheet, write_image
+from elvsm_nerfstudio.evaluation.report import GAP, sheet, write_figure, write_image
 
 TAGS = {
     "training batches, means of ten logged ones": "Train Metrics Dict/psnr",
@@ -64,19 +63,12 @@ def read_curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     Raises:
         ValueError: where the run has no such log.
     """
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    known = events.Tags()["scalars"]
     tags = {**TAGS, ITERATION_TIME: ITERATION_TIME}
-    curves = {label: _scalars(events, tag) for label, tag in tags.items() if tag in known}
+    logged = read_scalars(run, list(tags.values()))
+    curves = {label: list(logged[tag].items()) for label, tag in tags.items() if tag in logged}
     if TRAINING not in curves:
         raise ValueError(f"{run} has no tensorboard log with PSNR; train with --vis tensorboard")
     return curves
-
-
-def _scalars(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    # A run that was interrupted has logged some steps twice; the last one counts.
-    return sorted({event.step: event.value for event in events.Scalars(tag)}.items())
 
 
 def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
@@ -91,10 +83,7 @@ def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]]) -
     axes.set(xlabel="steps", ylabel="PSNR in dB")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    plt.close(figure)
-    os.replace(partial, path)
+    write_figure(path, figure)
 
 
 def _mean(points: Sequence[tuple[int, float]]) -> tuple[float, float]:

@@ -30,14 +30,14 @@ from compare_methods import device_to_use
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from study_layout import Layout, Settings, keep_settings, read_json
-from study_report import markdown, write_curves, write_pictures, write_text, write_views
+from study_report import markdown, write_curves, write_pictures, write_views
 from study_scoring import CURVE_VIEWS, Scorer, view_rule
 from study_training import PARTS, TrainingError, find_plan, make_plan, train
 from study_variants import VARIANTS, Variant, find_variants
 
 from elvsm_nerfstudio.data.evaluation_views import choose_evaluation_views
 from elvsm_nerfstudio.data.scenes import SceneCollection
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version
 
 console = Console()

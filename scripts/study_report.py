@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,21 +16,14 @@ from study_scoring import CURVE_VIEWS, Split
 from study_variants import BASELINE
 
 from elvsm_nerfstudio.evaluation.comparison import METRICS, read_picture
-from elvsm_nerfstudio.evaluation.report import sheet, write_image
+from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image
 
 FLOOR_TITLES = {"copy_nearest": "copying the nearest context view", "mean_of_context": "the mean of the context views"}
 
 Result = Mapping[str, Any]
-"""The content of study.json, see ``run_study.result_of``."""
+"""The content of study.json, see ``run_study.Study.result``."""
 Row = Mapping[str, Any]
 """A variant in it."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text under a temporary name and renames it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf8")
-    os.replace(partial, path)
 
 
 def markdown(result: Result) -> str:
@@ -177,10 +169,7 @@ def _styled(result: Result):
 
 def _finish(figure: plt.Figure, axis: plt.Axes, path: Path) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    plt.close(figure)
-    os.replace(partial, path)
+    write_figure(path, figure)
 
 
 def _finished(row: Row) -> bool:

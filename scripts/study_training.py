@@ -18,9 +18,9 @@ from typing import Any, Optional
 import numpy as np
 from compare_methods import device_to_use
 from make_run import read_config
+from run_log import read_scalars
 from study_layout import Layout, Settings, read_json
 from study_variants import SAME_FOR_ALL, Variant
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.evaluation.results import code_version
@@ -32,6 +32,9 @@ LOG_EVERY = 10
 """Steps over which the trainer's log averages."""
 WARM_UP, TIMED = 10, 40
 """Steps of a calibration. Ours."""
+
+SCENES_PER_SECOND, TOKENS_PER_SECOND = "throughput/scenes_per_second", "throughput/tokens_per_second"
+"""In the trainer's log."""
 
 Tick = Callable[[float], None]
 """Told, every now and then, for how many seconds something has been running."""
@@ -127,8 +130,9 @@ def _calibrate(
     _run(command, session, layout.log(variant.name), settings.threads, lock, tick)
     _check(session, variant.name, layout.log(variant.name))
     datamanager = (config := read_config(run / "config.yml", "--variants").pipeline).datamanager
-    timed = [step for step in _scalars(run, "throughput/scenes_per_second") if step > WARM_UP]
-    scenes, tokens = (_scalars(run, f"throughput/{name}_per_second") for name in ("scenes", "tokens"))
+    logged = read_scalars(run, [SCENES_PER_SECOND, TOKENS_PER_SECOND])
+    scenes, tokens = logged[SCENES_PER_SECOND], logged[TOKENS_PER_SECOND]
+    timed = [step for step in scenes if step > WARM_UP]
     seconds = {step: LOG_EVERY * datamanager.scenes_per_batch / scenes[step] for step in timed}
     height, width = datamanager.image_size
     views = statistics.fmean(datamanager.context_view_bounds) + datamanager.num_target_views
@@ -196,7 +200,8 @@ def seconds_after(run: Path, steps: Sequence[int], options: dict[str, str]) -> l
     A killed training's last lines may be missing; they count as the mean of all others.
     """
     scenes = int(options["pipeline.datamanager.scenes-per-batch"])
-    per_step = {step: scenes / rate for step, rate in _scalars(run, "throughput/scenes_per_second").items()}
+    rates = read_scalars(run, [SCENES_PER_SECOND]).get(SCENES_PER_SECOND, {})
+    per_step = {step: scenes / rate for step, rate in rates.items()}
     if not per_step:
         return [0.0] * len(steps)
     mean = statistics.fmean(per_step.values())
@@ -274,12 +279,3 @@ def _check(session: dict[str, Any], variant: str, log: Path) -> None:
             f"{variant}: ns-train ended with status {session['status']}; all that it said is in {log}. Its last "
             f"lines:\n{lines}"
         )
-
-
-def _scalars(run: Path, tag: str) -> dict[int, float]:
-    """A logged value by step; of steps that a resumed training made twice, the later ones."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    if tag not in events.Tags()["scalars"]:
-        return {}
-    return {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)}

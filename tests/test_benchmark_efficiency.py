@@ -19,14 +19,6 @@ RAYS = 18 * SIZE**2 + 72
 """FLOPs of turning a view's rays, and its pose, into the canonical frame: matrix products too, if small ones."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    """The scripts' folder, to import from."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-
-
 @pytest.fixture(scope="module")
 def network() -> EfficientLVSM:
     torch.manual_seed(0)

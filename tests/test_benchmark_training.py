@@ -1,21 +1,19 @@
 """The plain transcription computes what ours does, and the benchmark compares like with like."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from benchmark_training import PRESETS, Batch, TheirStep, variants
 from conftest import run_cli
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.append(str(SCRIPTS))
-from benchmark_training import PRESETS, Batch, TheirStep, variants  # noqa: E402
+from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm
+from elvsm_nerfstudio.nn.published_weights import from_published
 
-from elvsm_nerfstudio.geometry import CanonicalFrame  # noqa: E402
-from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm  # noqa: E402
-from elvsm_nerfstudio.nn.published_weights import from_published  # noqa: E402
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,12 @@
 """Gradient checkpointing: less memory, the same gradients."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from benchmark_meters import peak_bytes
 from conftest import make_views
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-from benchmark_meters import peak_bytes  # noqa: E402
 
 SIZES = dict(width=32, num_layers=4, head_dim=16)
 CONFIGS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,6 @@ from elvsm_nerfstudio.evaluation.floors import copy_nearest, mean_of_context
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    """The scripts' folder, to import from."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
 
 
 def write_run(folder: Path, data: Path, method: str = "efficient_lvsm_tiny", scale: float = 20.0) -> Path:

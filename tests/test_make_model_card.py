@@ -1,20 +1,17 @@
 """From a run to weights with a card, and what the card says."""
 
 import json
-import sys
 from copy import deepcopy
 from pathlib import Path
 
+import make_model_card as script
+import model_card_text as text
 import pytest
 from conftest import TINY_NETWORK, run_cli, write_collection
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.nn.weights_file import read_weights
-
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import make_model_card as script  # noqa: E402
-import model_card_text as text  # noqa: E402
 
 
 def test_the_command_says_what_differs_from_the_method():

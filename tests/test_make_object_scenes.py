@@ -45,11 +45,8 @@ NO_OPENGL = opengl_is_missing()
 @pytest.fixture(scope="module")
 def script():
     """The script as a module, for its small functions."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import make_object_scenes
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    import make_object_scenes
+
     return make_object_scenes
 
 

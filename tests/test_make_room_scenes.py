@@ -66,15 +66,7 @@ def furniture(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scripts():
-    """The scripts' folder, to import from."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-
-
-@pytest.fixture(scope="module")
-def train_furniture(furniture, scripts) -> list:
+def train_furniture(furniture) -> list:
     from furniture import read_furniture
 
     return [item for item in read_furniture(furniture / "libraries", ()) if item.split == "train"]

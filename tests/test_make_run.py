@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,9 @@ import pytest
 import torch
 import yaml
 from conftest import TINY_NETWORK, run_cli, tiny_pipeline
+from export_weights import Args as ExportArgs
+from export_weights import export
+from make_run import Args, make_run
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
@@ -19,10 +21,6 @@ from elvsm_nerfstudio.nn.published_weights import to_published
 from elvsm_nerfstudio.nn.weights_file import read_weights, save_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.append(str(SCRIPTS))
-from export_weights import Args as ExportArgs  # noqa: E402
-from export_weights import export  # noqa: E402
-from make_run import Args, make_run  # noqa: E402
 
 CONFIG = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
 

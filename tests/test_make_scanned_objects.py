@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,10 +14,9 @@ from PIL import Image
 pytest.importorskip("trimesh", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("embreex", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("moderngl", reason='needs pip install "elvsm-nerfstudio[objects]"')
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import scanned_objects  # noqa: E402
-from make_scanned_objects import Args, make_scanned_objects  # noqa: E402
-from pip_download import FetchError  # noqa: E402
+import scanned_objects
+from make_scanned_objects import Args, make_scanned_objects
+from pip_download import FetchError
 
 PRISM = """mtllib textured.mtl
 v 0 0 0

@@ -27,14 +27,6 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    """The scripts' folder, to import from."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A collection of tiny scenes; read only."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elvsm_nerfstudio.evaluation.comparison import METRICS, cost
+from elvsm_nerfstudio.evaluation.report import write_figure
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a017", "#06b6d4", "#ec4899")
 """Of the methods in their order; floors are grey."""
@@ -89,7 +89,4 @@ def _write(path: Path, ink: str, draw, result: Mapping[str, Any]) -> None:
             axis.grid(alpha=0.25, color=ink)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        partial = path.with_name(f".{path.name}.partial")
-        figure.savefig(partial, format="png", transparent=True)
-        plt.close(figure)
-    os.replace(partial, path)
+        write_figure(path, figure, transparent=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from elvsm_nerfstudio.evaluation.comparison import COSTS, METRICS
 from elvsm_nerfstudio.evaluation.comparison_plots import method_colours
+from elvsm_nerfstudio.evaluation.report import write_text
 
 PARTS = {"/*STYLE*/": "comparison.css", "/*SCRIPT*/": "comparison.js"}
 
@@ -32,9 +32,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         page = page.replace(mark, _part(name))
     # "</script>" in a name or an error would end the element that holds the JSON.
     page = page.replace("/*CONTENT*/", json.dumps(content, allow_nan=False).replace("<", "\\u003c"))
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, "utf8")
-    os.replace(partial, path)
+    write_text(path, page)
 
 
 def _part(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing results: JSON that any parser reads, and pictures to look at."""
+"""Writing results: JSON that any parser reads, texts, and pictures to look at; all under a temporary name first."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 4
 """Pixels of white between the images of a sheet."""
@@ -19,9 +22,25 @@ GAP = 4
 
 def write_json(path: Path, content: Any) -> None:
     """Writes strict JSON (no NaN) under a temporary name and renames it, so that a reader never sees half a file."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text under a temporary name and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf8")
+    partial.write_text(text, "utf8")
+    os.replace(partial, path)
+
+
+def write_figure(path: Path, figure: Figure, transparent: bool = False) -> None:
+    """Writes a figure of pyplot as a PNG, under a temporary name first, and closes it."""
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png", transparent=transparent)
+    plt.close(figure)
     os.replace(partial, path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import elvsm_nerfstudio
+from elvsm_nerfstudio.evaluation.report import write_figure
 from elvsm_nerfstudio.views import ViewSet
 
 Row = Mapping[str, Any]
@@ -90,8 +90,4 @@ def plot_against_views(path: Path, title: str, by_views: Mapping[int, Mapping[st
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    plt.close(figure)
-    os.replace(partial, path)
+    write_figure(path, figure)
