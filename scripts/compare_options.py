@@ -40,9 +40,11 @@ class Args:
     """Colour behind transparent pixels."""
     dataparser: Optional[str] = None
     """How --data is read where it is not in nerfstudio's own format: blender-data, colmap, ..."""
-    finetune_minutes: Optional[float] = None
-    """Adds a row "NAME (fine-tuned)" for each run: trained on for so many minutes, on each scene's context views
+    finetune: tuple[str, ...] = ()
+    """Networks among --methods that get a second row, "NAME (fine-tuned)": trained on, on each scene's context views
     alone."""
+    finetune_minutes: float = 5.0
+    """For how long."""
     splat_iterations: int = 500
     """Optimisation steps of splatfacto-sparse."""
     backend: Literal["auto", "gsplat", "cpu"] = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -42,6 +42,7 @@ def find_methods(args: Args, whole_scenes: bool) -> list[MethodSpec]:
         runs[name] = Path(path)
     if PRETRAINED_METHOD in args.methods:
         runs.setdefault(PRETRAINED_METHOD, Path(PRETRAINED))
+    _check_finetuning(args, runs)
     networks, installed = network_methods(), {point.name for point in entry_points(group="nerfstudio.method_configs")}
     floors = [name.replace("_", "-") for name in FLOORS]
     known = [*networks, *floors, *({GAUSSIANS} & installed), SPLATFACTO]
@@ -69,11 +70,22 @@ def find_methods(args: Args, whole_scenes: bool) -> list[MethodSpec]:
         else:
             spec = _network(name, runs[name], args, whole_scenes)
             specs.append(spec)
-            if args.finetune_minutes is not None:
+            if name in args.finetune:
                 title = f"{name} (fine-tuned)"
                 note = f"{spec.note}; then {args.finetune_minutes:g} min on each scene's context views"
                 specs.append(replace(spec, name=title, finetune_minutes=args.finetune_minutes, note=note))
     return specs
+
+
+def _check_finetuning(args: Args, runs: Mapping[str, Path]) -> None:
+    for name in args.finetune:
+        if name not in args.methods or name not in runs:
+            trained = ", ".join(runs) or "none"
+            raise ValueError(f"--finetune {name}: expected a network of --methods with weights, which are: {trained}")
+    if args.finetune and min(args.context_views) < 2:
+        raise ValueError("--finetune: needs at least 2 context views, one to predict from the others; found 1")
+    if args.finetune_minutes <= 0:
+        raise ValueError(f"--finetune-minutes {args.finetune_minutes:g}: expected a number above 0")
 
 
 def _gaussians(args: Args) -> MethodSpec:

@@ -195,7 +195,8 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
     from compare_methods import Network, SceneContext
     from compare_rows import find_methods
 
-    spec = find_methods(options(plain, "efficient-lvsm-tiny", run=run, finetune_minutes=0.03), whole_scenes=True)[1]
+    name = "efficient-lvsm-tiny"
+    spec = find_methods(options(plain, name, run=run, finetune=(name,), finetune_minutes=0.03), whole_scenes=True)[1]
     assert spec.name == "efficient-lvsm-tiny (fine-tuned)" and spec.folder == "efficient-lvsm-tiny-fine-tuned"
     datamanager = tiny_pipeline(plain).datamanager
     scene = datamanager.evaluation_scene(datamanager.eval_entries[0])
@@ -271,6 +272,12 @@ def options(data: Path, *methods: str, run: Path | None = None, **more):
         (["copy-neerest"], {}, "did you mean copy-nearest"),
         (["efficient-lvsm-tiny"], {}, "needs weights; give --runs efficient-lvsm-tiny=RUN"),
         (["copy-nearest"], {"runs": ("copy-nearest=.",)}, "takes no run"),
+        (["efficient-lvsm-plus-tiny"], {"finetune": ("copy-nearest",)}, "which are: efficient-lvsm-plus-tiny"),
+        (
+            ["efficient-lvsm-plus-tiny"],
+            {"finetune": ("efficient-lvsm-plus-tiny",), "context_views": (4, 1)},
+            "at least 2 context views",
+        ),
         (["copy-nearest"], {"runs": ("mine=.",)}, "not among --methods, which are copy-nearest"),
         (["mine"], {"runs": ("mine",)}, "expected NAME=PATH"),
         (["mine"], {"runs": ("mine=nowhere",)}, "no such file or folder"),
