@@ -159,7 +159,6 @@ def export_where_new(args: Args) -> None:
     if args.output.is_file() and content_hash(args.output) == content_hash(exported):
         exported.unlink()
         return
-    exported.chmod(0o644)  # safetensors writes for its user alone; this file is to be passed on
     os.replace(exported, args.output)
 
 

@@ -481,6 +481,13 @@ def test_damaged_files_and_other_files_are_refused(network, tmp_path):
         load_memory(tmp_path / "nowhere.safetensors", network)
 
 
+def test_others_may_read_a_file_where_they_may_read_any(network, tmp_path):
+    path, any_file = tmp_path / "memory.safetensors", tmp_path / "any"
+    any_file.touch()
+    save_memory(path, network.encode(make_views(1, 2, 16, 16)), network)
+    assert path.stat().st_mode == any_file.stat().st_mode
+
+
 def test_an_interrupted_save_leaves_the_old_file(network, tmp_path, monkeypatch):
     path = tmp_path / "memory.safetensors"
     memory = network.encode(make_views(1, 2, 16, 16))
