@@ -59,6 +59,10 @@ def work(rank: int, folder: Path, data: Path) -> None:
     result["unsynchronised"] = gradients(accumulating)
     accumulating.train_iteration(1)
     result["accumulated"] = gradients(accumulating)
+
+    prefixed = trainer_of("prefixed", scenes_per_batch=1, prefix_loss=True)
+    prefixed.train_iteration(0)
+    result["prefixed"] = gradients(prefixed)
     torch.save(result, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

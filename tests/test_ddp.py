@@ -8,7 +8,10 @@ import pytest
 import torch
 from tiny_training import gradients, no_writers_are_left, tiny_trainer  # noqa: F401
 
+from elvsm_nerfstudio.data.samples import mix_seed
 from elvsm_nerfstudio.training.checkpoints import read_checkpoint
+from elvsm_nerfstudio.training.prefixes import Prefixes
+from elvsm_nerfstudio.views import Views, ViewSet
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,29 @@ def test_gradients_are_those_of_one_process_with_all_scenes(ranks, alone, which)
 def test_gradients_are_exchanged_once_for_each_step(ranks):
     one, other = (rank["unsynchronised"] for rank in ranks)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gradients_of_prefixes_are_the_mean_of_the_ranks_which_draw_their_own(ranks, tmp_path, collection):
+    trainer = tiny_trainer(tmp_path, collection, scenes_per_batch=2, prefix_loss=True)
+    datamanager, model = trainer.pipeline.datamanager, trainer.pipeline.model.train()
+    views, batch = datamanager.next_train(0)
+    drawn = []
+    for rank in range(2):
+        of_rank = slice(rank, rank + 1)
+        generator = torch.Generator().manual_seed(mix_seed(datamanager.config.seed, 4, rank))
+        model.generator = generator.clone_state()
+        drawn.append(Prefixes.draw(2, 2, generator))
+        outputs = model(ViewSet(*(scenes_of(part, of_rank) for part in (views.context, views.target))))
+        sum(model.get_loss_dict(outputs, {"image": batch["image"][of_rank]}).values()).backward()
+    assert drawn[0] != drawn[1]
+    for name, total in gradients(trainer).items():
+        for rank in ranks:
+            assert (rank["prefixed"][name] - total / 2).abs().max() < 1e-5, name
+
+
+def scenes_of(views: Views, scenes: slice) -> Views:
+    parts = (views.camera_to_world, views.directions, views.intrinsics, views.rgb)
+    return Views(*(part[scenes] for part in parts))
 
 
 def test_rank_0_alone_writes(folder, ranks):

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import make_views, tiny_pipeline
+from tiny_training import no_writers_are_left, tiny_trainer  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
+from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
@@ -268,8 +270,6 @@ def test_lvsm_has_a_target_stream_alone(views, kind):
 
 
 def training_pipeline(monkeypatch, collection, test_mode="val", **options):
-    from elvsm_nerfstudio import method_configs
-
     model = method_configs.efficient_lvsm_tiny.config.pipeline.model
     monkeypatch.setattr(model, "repa", RepaConfig(**{"teacher": "vgg16", "pairs": ("2-1",), **options}))
     return tiny_pipeline(collection, test_mode)
@@ -323,6 +323,26 @@ def test_projectors_are_trained_and_saved_and_forgotten_by_all_that_render(monke
         frame = model.frame_of(views)
         exported, ours = (each(views.context, views.target, frame) for each in (network, model.network))
     assert torch.equal(exported, ours)
+
+
+def test_averaged_weights_beside_projectors(monkeypatch, collection, tmp_path):
+    model_config = method_configs.efficient_lvsm_tiny.config.pipeline.model
+    monkeypatch.setattr(model_config, "repa", RepaConfig("vgg16", pairs=("2-1",)))
+    options = dict(ema_decay=0.5, max_num_iterations=3)
+    trainer = tiny_trainer(tmp_path, collection, **options)
+    projectors = {name: p.clone() for name, p in trainer.pipeline.model.repa.named_parameters()}
+    for step in range(2):
+        trainer.train_iteration(step)
+    trainer.save_checkpoint(1)
+    saved = trainer.checkpoint_dir / "step-000000001.ckpt"
+    assert set(read_weights(saved).state) == set(trainer.average.network.state_dict())
+    resumed = tiny_trainer(tmp_path, collection, load_checkpoint=saved, **options)
+    for name, p in resumed.pipeline.model.repa.named_parameters():
+        assert torch.equal(p, trainer.pipeline.model.repa.get_parameter(name)), name
+        assert not torch.equal(p, projectors[name]), name
+    for name, tensor in resumed.average.network.state_dict().items():
+        assert torch.equal(tensor, trainer.average.network.get_parameter(name)), name
+        assert not torch.equal(tensor, resumed.pipeline.model.network.get_parameter(name)), name
 
 
 def test_ddp_sees_the_projectors(monkeypatch, collection, tmp_path):
