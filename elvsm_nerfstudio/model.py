@@ -22,9 +22,11 @@ from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.precision import autocast_dtype
 from elvsm_nerfstudio.nn.weights_file import load_weights
 from elvsm_nerfstudio.training.augmentation import scaled_at_random
 from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
 from elvsm_nerfstudio.training.prefixes import Prefixes
 from elvsm_nerfstudio.training.repa import Repa, RepaConfig
@@ -166,6 +168,7 @@ class EfficientLVSMModel(Model):
         return self.network if self.average is None else self.average.network
 
     def get_param_groups(self) -> dict[str, list[Parameter]]:
+        mark_hidden(self.network)
         projectors = [] if self.repa is None else list(self.repa.parameters())
         return {"network": [*self.network.parameters(), *projectors]}
 
@@ -343,13 +346,3 @@ def _check_run(network: SceneNetwork, checkpoint: Path) -> None:
     found = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.model.network
     if type(found) is not type(network.config) or found.describe() != network.config.describe():
         raise ValueError(f"{checkpoint}: found a run of {found}, expected {network.config}")
-
-
-def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:
-    """The dtype for the transformer's autocast, or None for fp32."""
-    if precision == "auto":
-        if device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        else:
-            precision = "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None

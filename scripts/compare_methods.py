@@ -130,7 +130,8 @@ class Network:
         Mean squared error alone, in the canonical frame of all context views, the one that is rendered in.
         """
         network, context = self.model.network, context.to(self.model.device)
-        optimizer = replace(self._optimizer, lr=FINETUNE_SHARE * self._optimizer.lr).setup(network.parameters())
+        parameters = self.model.get_param_groups()["network"]
+        optimizer = replace(self._optimizer, lr=FINETUNE_SHARE * self._optimizer.lr).setup(parameters)
         frame = CanonicalFrame.estimate(context.camera_to_world)
         many = (FINETUNE_BATCH,)
         frame = CanonicalFrame(*(x.expand(*many, *x.shape[1:]) for x in (frame.axes, frame.centre, frame.scale)))

@@ -51,6 +51,12 @@ VARIANTS = (
         {"pipeline.model.network.camera-encoding": "prope"},
     ),
     Variant("plus", "prope, and 1 to 8 context views", "efficient-lvsm-plus-tiny"),
+    Variant(
+        "plus-muon",
+        "matrices of blocks trained by Muon, at twice the learning rate",
+        "efficient-lvsm-plus-tiny",
+        {"optimizers.network.optimizer.muon": "True", "optimizers.network.optimizer.lr": "2e-3"},
+    ),
     _plus(
         "plus-prefix",
         "one encoding of 8 context views, each target from a random number of the first ones",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.model import autocast_dtype
+from elvsm_nerfstudio.nn.precision import autocast_dtype
 
 
 @pytest.fixture(scope="module")

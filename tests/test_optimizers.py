@@ -4,6 +4,8 @@ from copy import deepcopy
 import pytest
 import torch
 
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.training.muon import mark_hidden, orthogonalized
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig, WarmupSchedulerConfig
 
 
@@ -107,3 +109,89 @@ def test_state_goes_on_counting_and_reads_what_an_unfused_optimizer_left():
     for params, optimizer in ((first, ours), (second, resumed), (third, older)):
         step(optimizer, params, 0.1)
         assert all(torch.equal(mine, other) for mine, other in zip(params, first))
+
+
+# Muon
+
+
+def hidden_and_others() -> tuple[torch.nn.Module, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """A network, the matrices of its blocks, and all other parameters."""
+    torch.manual_seed(0)
+    network = EfficientLVSMConfig(width=32, num_layers=1, head_dim=16, num_registers=2).build()
+    mark_hidden(network)
+    named = dict(network.named_parameters())
+    hidden = [p for name, p in named.items() if "_blocks." in name and p.ndim == 2]
+    assert len(hidden) == 11 and {tuple(p.shape) for p in hidden} >= {(96, 32), (64, 32), (128, 32), (32, 128)}
+    return network, hidden, [p for p in named.values() if all(p is not each for each in hidden)]
+
+
+def test_orthogonalized_matrices_have_singular_values_near_1():
+    torch.manual_seed(0)
+    for shape in ((3, 32, 32), (2, 96, 32), (2, 32, 128)):
+        left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        found = left.mT @ orthogonalized(left * torch.logspace(-1, 1, min(shape[1:])) @ right) @ right.mT
+        values = found.diagonal(dim1=-2, dim2=-1)
+        assert values.min() > 0.5 and values.max() < 1.3
+        assert (found - torch.diag_embed(values)).abs().max() < 0.05
+    assert not orthogonalized(torch.zeros(1, 4, 3)).any()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_muon_equals_torchs_beside_adamw():
+    (_, mine, my_others), (_, theirs, their_others) = hidden_and_others(), hidden_and_others()
+    optimizer = AdamWOptimizerConfig(lr=0.1, muon=True, clip_norm=1e9, skip_norm=1e9).setup([*my_others, *mine])
+    muon = torch.optim.Muon(
+        theirs, lr=0.1, momentum=0.95, nesterov=True, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+    )
+    decay = [
+        {"params": [p for p in their_others if (p.ndim >= 2) == wide], "weight_decay": 0.05 * wide} for wide in (1, 0)
+    ]
+    adamw = torch.optim.AdamW(decay, lr=0.1, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(4):
+        for pair in zip([*mine, *my_others], [*theirs, *their_others]):
+            torch.manual_seed(step)
+            for p in pair:
+                p.grad = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(step))
+        for each in (optimizer, muon, adamw):
+            each.step()
+    for one, other in zip(my_others, their_others):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(mine, theirs):
+        # torch computes in bf16 anywhere.
+        assert (one - other).abs().max() < 0.02 * (4 * 0.1), one.shape
+
+
+def test_muon_goes_on_from_its_state_and_refuses_adamws():
+    first, second = hidden_and_others()[0], hidden_and_others()[0]
+    config = AdamWOptimizerConfig(lr=0.1, muon=True, skip_norm=1e9)
+    ours, resumed = (config.setup(network.parameters()) for network in (first, second))
+
+    def step(optimizer, network, value: float) -> None:
+        for index, p in enumerate(network.parameters()):
+            p.grad = value * torch.randn(p.shape, generator=torch.Generator().manual_seed(index))
+        optimizer.step()
+
+    for value in (0.3, math.nan, -0.2):
+        step(ours, first, value)
+    assert ours.skipped_steps == 1
+    state = deepcopy(ours.state_dict())
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(state)
+    schedule = WarmupSchedulerConfig(warmup_steps=4).setup().get_scheduler(resumed, 0.1)
+    assert {group["lr"] for group in resumed.param_groups} == {0.025} and resumed.skipped_steps == 1
+    for _ in range(3):
+        schedule.step()
+    for optimizer, network in ((ours, first), (resumed, second)):
+        step(optimizer, network, 0.1)
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters()))
+
+    plain = AdamWOptimizerConfig().setup(first.parameters())
+    with pytest.raises(ValueError, match="muon False: found the state of a run with True"):
+        plain.load_state_dict(state)
+    with pytest.raises(ValueError, match="muon True: found the state of a run with False"):
+        ours.load_state_dict(plain.state_dict())
+
+
+def test_muon_wants_marked_matrices():
+    with pytest.raises(ValueError, match="no parameter that mark_hidden has marked"):
+        AdamWOptimizerConfig(muon=True).setup(parameters())

@@ -1,6 +1,6 @@
-"""AdamW as the paper trains with it, and its schedules in Python floats.
+"""AdamW as the paper trains with it, Muon for whoever wants to train faster, and schedules in Python floats.
 
-nerfstudio has no AdamW, no hook to skip a step, and its schedulers leave numpy scalars in checkpoints that torch
+nerfstudio has neither, no hook to skip a step, and its schedulers leave numpy scalars in checkpoints that torch
 2.6 and later refuse to read.
 """
 
@@ -17,16 +17,18 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from elvsm_nerfstudio.training.muon import MuonAndAdamW
+
 FUSED_DEVICES = ("cpu", "cuda")
 """Where AdamW is one kernel."""
 COUNTS = ("skipped_steps", "nonfinite_steps", "skips_in_a_row")
 
 
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips the global gradient norm, and skips steps whose gradient cannot be trusted.
+class Guarded(Optimizer):
+    """Clips the global gradient norm of an optimiser, and skips steps whose gradient cannot be trusted.
 
     A step is skipped, and counted, where the norm is not finite (as after a NaN loss) or above ``skip_norm``. The
-    counts are part of the state dict.
+    counts are part of the state dict. Stands before the optimiser among a class's bases.
 
     Args:
         clip_norm: gradients are scaled down to this global norm.
@@ -48,9 +50,19 @@ class GuardedAdamW(torch.optim.AdamW):
         return {**super().state_dict(), "counts": {name: getattr(self, name) for name in COUNTS}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a state, also where another kind of device or an older version of this class left it."""
-        fused = self.param_groups[0]["fused"]
-        groups = [{**group, "fused": fused} for group in state_dict["param_groups"]]
+        """Goes on from a state, also where another kind of device or an older version of this class left it.
+
+        Raises:
+            ValueError: for a state of Muon in place of AdamW, or the reverse.
+        """
+        groups, ours = state_dict["param_groups"], self.param_groups
+        found, expected = ("momentum" in groups[0], "momentum" in ours[0])
+        if found != expected:
+            raise ValueError(
+                f"--optimizers.network.optimizer.muon {expected}: found the state of a run with {found}; expected the "
+                "same. To take that run's weights alone, give --pipeline.model.checkpoint in place of --load-dir"
+            )
+        groups = [{**group, "fused": own["fused"]} if "fused" in own else group for group, own in zip(groups, ours)]
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
         for name, count in state_dict.get("counts", {}).items():
             setattr(self, name, count)
@@ -77,9 +89,17 @@ class GuardedAdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
+class GuardedAdamW(Guarded, torch.optim.AdamW):
+    """AdamW, guarded."""
+
+
+class GuardedMuon(Guarded, MuonAndAdamW):
+    """Muon for matrices and AdamW for all else, guarded."""
+
+
 @dataclass
 class AdamWOptimizerConfig(OptimizerConfig):
-    """AdamW with weight decay on matrices only, clipping and skipping (paper recipe)."""
+    """AdamW with weight decay on matrices only, clipping and skipping (paper recipe); or Muon in its place."""
 
     _target: type = GuardedAdamW
     lr: float = 4e-4
@@ -88,6 +108,11 @@ class AdamWOptimizerConfig(OptimizerConfig):
     """Decay rates of the moments."""
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors (norm gains) have none."""
+    muon: bool = False
+    """Whether matrices are trained by Muon (training/muon.py) and only the rest by AdamW: the same quality in fewer
+    steps, each a little dearer (docs/experiments.md). It likes about twice AdamW's learning rate."""
+    momentum: float = 0.95
+    """Of Muon."""
     max_norm: Annotated[Optional[float], tyro.conf.Suppress] = None
     """nerfstudio's own clipping stays off: it would hide what skip_norm looks at."""
     clip_norm: float = 5.0
@@ -97,23 +122,25 @@ class AdamWOptimizerConfig(OptimizerConfig):
     max_skips_in_a_row: int = 50
     """So many skipped steps one after another stop the training with an error."""
 
-    def setup(self, params) -> GuardedAdamW:
+    def setup(self, params) -> GuardedAdamW | GuardedMuon:
         params = list(params)
+        common = {
+            "lr": self.lr,
+            "eps": self.eps,
+            "betas": self.betas,
+            "clip_norm": self.clip_norm,
+            "skip_norm": self.skip_norm,
+            "max_skips_in_a_row": self.max_skips_in_a_row,
+            # On a CPU core half the time of torch's default, and the same bits with any number of threads.
+            "fused": all(p.device.type in FUSED_DEVICES for p in params),
+        }
+        if self.muon:
+            return GuardedMuon(params, momentum=self.momentum, weight_decay=self.weight_decay, **common)
         groups = [
             {"params": [p for p in params if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return GuardedAdamW(
-            [group for group in groups if group["params"]],
-            lr=self.lr,
-            eps=self.eps,
-            betas=self.betas,
-            clip_norm=self.clip_norm,
-            skip_norm=self.skip_norm,
-            max_skips_in_a_row=self.max_skips_in_a_row,
-            # On a CPU core half the time of torch's default, and the same bits with any number of threads.
-            fused=all(p.device.type in FUSED_DEVICES for p in params),
-        )
+        return GuardedAdamW([group for group in groups if group["params"]], **common)
 
 
 @dataclass
