@@ -40,7 +40,7 @@ efficient_lvsm_plus_tiny = _plus(
 )
 efficient_lvsm_plus_tiny.config.optimizers = {
     "network": {
-        "optimizer": AdamWOptimizerConfig(lr=1e-3),
+        "optimizer": AdamWOptimizerConfig(lr=2e-3, muon=True),
         "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine", max_steps=10000),
     }
 }

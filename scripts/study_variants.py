@@ -12,9 +12,11 @@ BASELINE = "paper-exact"
 SAME_FOR_ALL = {
     "pipeline.datamanager.scenes-per-batch": "6",
     "pipeline.datamanager.num-target-views": "6",
-    "optimizers.network.optimizer.lr": "1e-3",
 }
-"""Batch and learning rate of the plus recipe, so that a variant differs in what it tests alone. Ours."""
+"""Batch of the plus recipe, so that a variant differs in what it tests alone. Ours."""
+ADAMW = {"optimizers.network.optimizer.muon": "False", "optimizers.network.optimizer.lr": "1e-3"}
+MUON = {"optimizers.network.optimizer.muon": "True", "optimizers.network.optimizer.lr": "2e-3"}
+"""Learning rates are ours."""
 
 
 @dataclass(frozen=True)
@@ -30,43 +32,38 @@ class Variant:
     """Of ns-train, without the leading dashes; several values of one option with blanks between them."""
 
 
+def _paper(name: str, tests: str, **options: str) -> Variant:
+    """A variant of efficient-lvsm-tiny, trained with AdamW; options of the pipeline, dots and dashes as underscores."""
+    return Variant(name, tests, "efficient-lvsm-tiny", {**ADAMW, **_pipeline(options)})
+
+
 def _plus(name: str, tests: str, **options: str) -> Variant:
-    """A variant of efficient-lvsm-plus-tiny; options of the pipeline, dots and dashes as underscores."""
-    named = {f"pipeline.{option}".replace("__", ".").replace("_", "-"): value for option, value in options.items()}
-    return Variant(name, tests, "efficient-lvsm-plus-tiny", named)
+    """A variant of efficient-lvsm-plus-tiny, trained with Muon; options as above."""
+    return Variant(name, tests, "efficient-lvsm-plus-tiny", {**MUON, **_pipeline(options)})
+
+
+def _pipeline(options: Mapping[str, str]) -> dict[str, str]:
+    return {f"pipeline.{option}".replace("__", ".").replace("_", "-"): value for option, value in options.items()}
 
 
 VARIANTS = (
-    Variant(BASELINE, "the paper: rays in the tokens alone, 4 context views", "efficient-lvsm-tiny"),
+    _paper(BASELINE, "the paper: rays in the tokens alone, 4 context views"),
     Variant(
         "paper-exact-low-lr",
         "whether the paper's network only wants half the learning rate",
         "efficient-lvsm-tiny",
-        {"optimizers.network.optimizer.lr": "5e-4"},
+        {**ADAMW, "optimizers.network.optimizer.lr": "5e-4"},
     ),
-    Variant(
-        "prope",
-        "relative camera encoding, still 4 context views",
-        "efficient-lvsm-tiny",
-        {"pipeline.model.network.camera-encoding": "prope"},
-    ),
-    Variant("plus", "prope, and 1 to 8 context views", "efficient-lvsm-plus-tiny"),
-    Variant(
-        "plus-muon",
-        "matrices of blocks trained by Muon, at twice the learning rate",
-        "efficient-lvsm-plus-tiny",
-        {"optimizers.network.optimizer.muon": "True", "optimizers.network.optimizer.lr": "2e-3"},
-    ),
+    Variant("paper-exact-muon", "the paper's network trained with Muon", "efficient-lvsm-tiny", MUON),
+    _paper("prope", "relative camera encoding, still 4 context views", model__network__camera_encoding="prope"),
+    Variant("plus-adamw", "prope, and 1 to 8 context views", "efficient-lvsm-plus-tiny", ADAMW),
+    _plus("plus", "the same trained with Muon"),
     _plus(
         "plus-prefix",
         "one encoding of 8 context views, each target from a random number of the first ones",
         model__prefix_loss="True",
         datamanager__num_context_views="8 8",
     ),
-    _plus(
-        "plus-camera-values", "values transformed by cameras, not by patches", model__network__value_encoding="camera"
-    ),
-    _plus("plus-plain-values", "values not transformed", model__network__value_encoding="none"),
     _plus("plus-camera-rays", "rays in each camera's own frame", model__network__ray_frame="camera"),
     _plus("plus-registers", "4 register tokens", model__network__num_registers="4"),
     _plus("plus-zero-head", "a head that starts from zero", model__network__zero_init_head="True"),
@@ -78,20 +75,18 @@ VARIANTS = (
         datamanager__scenes_per_batch="3",
         datamanager__num_target_views="12",
     ),
-    Variant(
+    _paper(
         "paper-exact-repa",
         "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",
-        "efficient-lvsm-tiny",
-        {
-            "pipeline.model.repa.teacher": "saliency-vit-s",
-            "pipeline.model.repa.path": "data/saliency_vit",
-            "pipeline.model.repa.image-size": "112",
-        },
+        model__repa__teacher="saliency-vit-s",
+        model__repa__path="data/saliency_vit",
+        model__repa__image_size="112",
     ),
     Variant(
         "lvsm-decoder-only",
         "LVSM of equal parameters, 4 context views, its own clipping of gradients",
         "lvsm-decoder-only-tiny",
+        ADAMW,
     ),
 )
 

@@ -65,11 +65,12 @@ def test_variants_differ_in_what_they_test_alone():
     from study_variants import VARIANTS
 
     options = {variant.name: options_of(settings_of(Path("data")), variant) for variant in VARIANTS}
-    plus = options["plus"]
-    assert (
-        plus["optimizers.network.optimizer.lr"] == options["paper-exact"]["optimizers.network.optimizer.lr"] == "1e-3"
-    )
-    assert options["prope"] == {**plus, "pipeline.model.network.camera-encoding": "prope"}
+    plus, paper = options["plus"], options["paper-exact"]
+    assert set(paper) == set(plus) and paper == options["plus-adamw"]
+    differing = {name for name, value in plus.items() if paper[name] != value}
+    assert differing == {"optimizers.network.optimizer.lr", "optimizers.network.optimizer.muon"}
+    assert options["paper-exact-muon"] == plus
+    assert options["prope"] == {**paper, "pipeline.model.network.camera-encoding": "prope"}
     assert options["plus-many-targets"] == {
         **plus, "pipeline.datamanager.scenes-per-batch": "3", "pipeline.datamanager.num-target-views": "12",
     }  # fmt: skip

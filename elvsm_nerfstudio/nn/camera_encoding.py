@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-
-ValueEncoding = Literal["full", "camera", "none"]
-"""What is transformed of values: all of a head's channels, as of keys; the cameras' half; or nothing, so that what is
-seen from any side, like colour, gets through as it is."""
 
 MAX_ANGLE, ANGLE_RANGE = 4 * math.pi, 100.0
 """Angle between opposite edges of an image at the highest frequency, and how many times smaller it is at the lowest:
@@ -90,14 +85,12 @@ class CameraEncoding:
     key_matrix: Float[Tensor, "scene 1 view half half"]
     output_matrix: Float[Tensor, "scene 1 view half half"]
     rotation: PatchRotation
-    of_values: ValueEncoding = "full"
 
     @staticmethod
     def of(
         camera_to_world: Float[Tensor, "scene view 4 4"],
         intrinsics: Float[Tensor, "scene view 4"],
         rotation: PatchRotation,
-        of_values: ValueEncoding = "full",
     ) -> CameraEncoding:
         """The encoding of pinhole cameras.
 
@@ -111,28 +104,19 @@ class CameraEncoding:
         # Channels are rows of a matrix product, hence all is transposed; one product with a matrix of equal blocks
         # costs less than many with its 4x4 block.
         matrices = projection, inverse.mT, projection.mT
-        return CameraEncoding(*(_repeat_block(m, blocks)[:, None].to(dtype) for m in matrices), rotation, of_values)
+        return CameraEncoding(*(_repeat_block(m, blocks)[:, None].to(dtype) for m in matrices), rotation)
 
     def queries(self, x: Float[Tensor, "scene head token head_dim"]) -> Float[Tensor, "scene head token head_dim"]:
         """D^T x, for queries, normalised."""
         return self._transform(x, self.query_matrix, self.rotation.backward)
 
     def keys(self, x: Float[Tensor, "scene head token head_dim"]) -> Float[Tensor, "scene head token head_dim"]:
-        """D^-1 x, for normalised keys."""
+        """D^-1 x, for normalised keys and for values."""
         return self._transform(x, self.key_matrix, self.rotation.backward)
 
-    def values(self, x: Float[Tensor, "scene head token head_dim"]) -> Float[Tensor, "scene head token head_dim"]:
-        """D^-1 x, or the part of it that ``of_values`` says."""
-        return self._of_values(x, self.key_matrix, self.rotation.backward)
-
     def outputs(self, x: Float[Tensor, "scene head token head_dim"]) -> Float[Tensor, "scene head token head_dim"]:
-        """D x, or that part of it, for the values that attention gathered for the queries."""
-        return self._of_values(x, self.output_matrix, self.rotation.forward)
-
-    def _of_values(self, x: Tensor, matrix: Tensor, rotate) -> Tensor:
-        if self.of_values == "none":
-            return x
-        return self._transform(x, matrix, rotate if self.of_values == "full" else lambda still: still)
+        """D x, for what attention gathered for the queries."""
+        return self._transform(x, self.output_matrix, self.rotation.forward)
 
     @staticmethod
     def _transform(x: Tensor, matrix: Tensor, rotate) -> Tensor:

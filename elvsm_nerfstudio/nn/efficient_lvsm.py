@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
-from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation, ValueEncoding
+from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
 from elvsm_nerfstudio.nn.key_values import KeysValues, KeyValueStore
 from elvsm_nerfstudio.nn.layers import ContextBlock, Observer, PatchHead, PatchTokenizer, TargetBlock, layer_norm
 from elvsm_nerfstudio.nn.memory import SceneMemory
@@ -38,10 +38,6 @@ class EfficientLVSMConfig(NetworkConfig):
     ray_frame: Literal["canonical", "camera"] = "canonical"
     """Frame of the rays in the tokens: the memory's, as in the paper, or each camera's own, which leaves all that is
     known of poses to camera_encoding."""
-
-    value_encoding: ValueEncoding = "full"
-    """What camera_encoding transforms of the values: all channels, as in PRoPE; the cameras' half, without the rotation
-    by patches; or nothing."""
     residual_scale: Literal["none", "depth"] = "none"
     """'depth': what attention and MLP of a block add is multiplied by 1 / sqrt(num_layers) for good, as in SVSM (arXiv
     2602.21341). This takes the place of the init scaled by depth, which keeps late blocks small only at the start:
@@ -60,7 +56,6 @@ class EfficientLVSMConfig(NetworkConfig):
         changed = {
             "camera encoding": (self.camera_encoding, "none"),
             "rays in the frame": (self.ray_frame, "canonical"),
-            "encoding of values": (self.value_encoding, "full"),
             "residual scale": (self.residual_scale, "none"),
             "registers": (self.num_registers, 0),
         }
@@ -203,7 +198,7 @@ class EfficientLVSM(SceneNetwork):
             grid = views.height // patch, views.width // patch
             rotation = PatchRotation.of(grid, self.config.head_dim, device, dtype)
             poses = frame.apply(views.camera_to_world)
-            return CameraEncoding.of(poses, views.intrinsics, rotation, self.config.value_encoding)
+            return CameraEncoding.of(poses, views.intrinsics, rotation)
 
 
 def _joined(

@@ -124,7 +124,7 @@ class CrossAttention(nn.Module):
         """
         k, v = rearrange(self.to_kv(source), "b n (two h d) -> two b n h d", two=2, d=self.head_dim)
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-        return (k, v) if encoding is None else (encoding.keys(k), encoding.values(v))
+        return (k, v) if encoding is None else (encoding.keys(k), encoding.keys(v))
 
     def forward(
         self,
