@@ -25,8 +25,8 @@ from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights
 from elvsm_nerfstudio.views import Views, ViewSet
 
-FINETUNE_SHARE = 0.2
-"""Of the run's learning rate, in fine-tuning. Ours."""
+FINETUNE_RATE = 2e-4
+"""Learning rate of fine-tuning, with AdamW whatever the run was trained with. Ours."""
 FINETUNE_BATCH = 4
 """Held-out choices of the context views in a step of fine-tuning. Ours."""
 
@@ -131,7 +131,7 @@ class Network:
         """
         network, context = self.model.network, context.to(self.model.device)
         parameters = self.model.get_param_groups()["network"]
-        optimizer = replace(self._optimizer, lr=FINETUNE_SHARE * self._optimizer.lr).setup(parameters)
+        optimizer = replace(self._optimizer, lr=FINETUNE_RATE, muon=False).setup(parameters)
         frame = CanonicalFrame.estimate(context.camera_to_world)
         many = (FINETUNE_BATCH,)
         frame = CanonicalFrame(*(x.expand(*many, *x.shape[1:]) for x in (frame.axes, frame.centre, frame.scale)))
