@@ -66,7 +66,8 @@ class MuonAndAdamW(Optimizer):
         hidden = [p for p in params if getattr(p, "is_hidden_matrix", False)]
         if not hidden:
             raise ValueError("Muon: found no parameter that mark_hidden has marked; expected those of the blocks")
-        decayed = {"params": [p for p in params if p not in set(hidden) and p.ndim >= 2], "weight_decay": weight_decay}
+        edges = [p for p in params if p.ndim >= 2 and not getattr(p, "is_hidden_matrix", False)]
+        decayed = {"params": edges, "weight_decay": weight_decay}
         others = {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}
         self._adamw = torch.optim.AdamW([decayed, others], lr=lr, **adamw)
         muon = {"params": hidden, "lr": lr, "momentum": momentum, "weight_decay": weight_decay}
