@@ -46,7 +46,8 @@ def test_each_target_is_rendered_as_from_its_own_prefix_alone(config, checkpoint
     assert torch.allclose(rgb, expected, atol=1e-5)
     for name, gradient in wanted.items():
         assert gradient.abs().max() > 0
-        assert torch.allclose(found[name], gradient, atol=1e-5 * gradient.abs().max().item()), name
+        # Sums are in another order, which some processors round by more than 1e-5.
+        assert torch.allclose(found[name], gradient, atol=1e-4 * gradient.abs().max().item()), name
     whole = network(context, target, frame).detach()
     from_all = torch.tensor([length == 4 for length in LENGTHS])
     assert torch.allclose(rgb[:, from_all], whole[:, from_all], atol=1e-5)
