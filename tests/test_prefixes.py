@@ -37,7 +37,10 @@ def outputs_and_gradients(network, render) -> tuple[torch.Tensor, dict[str, torc
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("config", [SMALL, PROPE], ids=["plain", "prope"])
 def test_each_target_is_rendered_as_from_its_own_prefix_alone(config, checkpointing):
-    network = random_network(config)
+    # In fp64, as the sums are in another order, which some processors round by more than the bound in fp32.
+    network = random_network(config).double()
+    for tokenizer in (network.context_tokenizer, network.target_tokenizer):
+        tokenizer.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
     network.gradient_checkpointing = checkpointing
     context, target = make_views(2, 4, 16, 24), make_views(2, 5, 24, 16, seed=1)
     frame = CanonicalFrame.estimate(context.camera_to_world)
@@ -46,8 +49,7 @@ def test_each_target_is_rendered_as_from_its_own_prefix_alone(config, checkpoint
     assert torch.allclose(rgb, expected, atol=1e-5)
     for name, gradient in wanted.items():
         assert gradient.abs().max() > 0
-        # Sums are in another order, which some processors round by more than 1e-5.
-        assert torch.allclose(found[name], gradient, atol=1e-4 * gradient.abs().max().item()), name
+        assert torch.allclose(found[name], gradient, atol=1e-5 * gradient.abs().max().item()), name
     whole = network(context, target, frame).detach()
     from_all = torch.tensor([length == 4 for length in LENGTHS])
     assert torch.allclose(rgb[:, from_all], whole[:, from_all], atol=1e-5)
