@@ -149,7 +149,6 @@ def test_muon_equals_torchs_beside_adamw():
     adamw = torch.optim.AdamW(decay, lr=0.1, betas=(0.9, 0.95), eps=1e-8)
     for step in range(4):
         for pair in zip([*mine, *my_others], [*theirs, *their_others]):
-            torch.manual_seed(step)
             for p in pair:
                 p.grad = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(step))
         for each in (optimizer, muon, adamw):
