@@ -1,7 +1,10 @@
-"""Draws a run's PSNR against steps and time, from its tensorboard log: training batches and, where the run evaluated
-them (``--steps-per-eval-all-images N``), all validation scenes beside the floor of copying the nearest context view.
+"""Draws the PSNR of runs against steps and time, from their tensorboard logs: all validation scenes, where a run
+evaluated them (``--steps-per-eval-all-images N``), the floor of copying the nearest context view, and, for a run alone,
+its training batches.
 
-    python scripts/plot_run.py --run outputs/NAME/METHOD/TIMESTAMP --output curve.png
+    python scripts/plot_run.py --runs outputs/NAME/METHOD/TIMESTAMP outputs/OTHER/METHOD/TIMESTAMP --output curve.png
+
+Curves are named by what --experiment-name was.
 """
 
 from __future__ import annotations
@@ -16,47 +19,61 @@ import matplotlib.pyplot as plt
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_figure, write_json
 
 EVALUATION = "Eval Images Metrics Dict (all images)/"
+TRAINING, VALIDATION, COPYING = "training batches", "validation scenes", "copying the nearest context view"
+TAGS = {TRAINING: "Train Metrics Dict/psnr", VALIDATION: f"{EVALUATION}psnr", COPYING: f"{EVALUATION}psnr_copy_nearest"}
+
+Curve = list[dict[str, float]]
 
 
 @dataclass
 class PlotRun:
-    """A picture of a run's curves, and the numbers in a JSON beside it."""
+    """A picture of the curves, and the numbers in a JSON beside it."""
 
-    run: Path
-    """The run's folder, with its config.yml and tensorboard events."""
+    runs: tuple[Path, ...]
+    """Folders of runs on the same data, each with its config.yml and tensorboard events."""
     output: Path
     """PNG to write."""
 
     def main(self) -> None:
-        events = EventAccumulator(str(self.run))
-        events.Reload()
-        names = {
-            "training batches": "Train Metrics Dict/psnr",
-            "validation scenes": f"{EVALUATION}psnr",
-            "copying the nearest context view": f"{EVALUATION}psnr_copy_nearest",
-        }
-        curves = {label: events.Scalars(tag) for label, tag in names.items() if tag in events.Tags()["scalars"]}
-        if not curves:
-            raise SystemExit(f"error: {self.run} holds no tensorboard log with PSNR; train with --vis tensorboard")
-        start = min(event.wall_time for curve in curves.values() for event in curve)
-        rows = {label: [_row(event, start) for event in curve] for label, curve in curves.items()}
+        curves: dict[str, Curve] = {}
+        alone = len(self.runs) == 1
+        for run in self.runs:
+            found = _read(run, list(TAGS) if alone else [VALIDATION, COPYING])
+            if not alone:
+                name = run.resolve().parents[1].name
+                if name in curves:
+                    raise SystemExit(f"error: --runs: two are named {name}; expected different --experiment-name")
+                curves[name] = found.pop(VALIDATION)
+            curves.update(found)
 
-        _, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), dpi=110, sharey=True, layout="constrained")
         for axis, key, label in zip(axes, ("step", "minutes"), ("steps", "minutes of training, evaluation included")):
-            for name, curve in rows.items():
-                style = dict(alpha=0.3, linewidth=1) if name == "training batches" else dict(marker="o", markersize=3)
+            for name, curve in curves.items():
+                style = dict(alpha=0.3, linewidth=1) if name == TRAINING else dict(marker="o", markersize=3)
                 axis.plot([row[key] for row in curve], [row["psnr"] for row in curve], label=name, **style)
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("PSNR, dB")
         axes[0].legend()
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        plt.savefig(self.output, dpi=110)
-        write_json(self.output.with_suffix(".json"), rows)
+        write_figure(self.output, figure)
+        write_json(self.output.with_suffix(".json"), curves)
         print(f"{self.output}, {self.output.with_suffix('.json')}")
+
+
+def _read(run: Path, wanted: list[str]) -> dict[str, Curve]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    found = {what: events.Scalars(tag) for what, tag in TAGS.items() if tag in events.Tags()["scalars"]}
+    if not set(found) & set(wanted) - {COPYING}:
+        raise SystemExit(
+            f"error: {run} holds no tensorboard log of PSNR on {wanted[0]}; train with --vis tensorboard and, for "
+            f"{VALIDATION}, --steps-per-eval-all-images N"
+        )
+    start = min(event.wall_time for curve in found.values() for event in curve)
+    return {what: [_row(event, start) for event in found[what]] for what in wanted if what in found}
 
 
 def _row(event: ScalarEvent, start: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The journeys of a user through nerfstudio's own programs, on tiny data and a tiny network."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,10 +48,21 @@ def test_training_is_logged(run):
 
 
 def test_a_run_is_plotted(workspace, run):
-    run_cli("python", str(SCRIPTS / "plot_run.py"), "--run", str(run), "--output", "curve.png", cwd=workspace)
+    run_cli("python", str(SCRIPTS / "plot_run.py"), "--runs", str(run), "--output", "curve.png", cwd=workspace)
     curves = json.loads((workspace / "curve.json").read_text())
     assert list(curves) == ["training batches"] and curves["training batches"][0]["step"] == 0
     assert Image.open(workspace / "curve.png").size == (1100, 396)
+
+
+def test_runs_are_compared_on_validation_scenes(workspace, collection):
+    run = train(workspace, collection, "one", 3, "--steps-per-eval-all-images", "2")
+    other = shutil.copytree(run, workspace / "outputs" / "other" / run.parent.name / run.name)
+    plot = ["python", str(SCRIPTS / "plot_run.py"), "--output", "curves.png", "--runs", str(run)]
+    run_cli(*plot, str(other), cwd=workspace)
+    curves = json.loads((workspace / "curves.json").read_text())
+    assert list(curves) == ["one", "copying the nearest context view", "other"]
+    assert [row["step"] for row in curves["one"]] == [2] and curves["one"] == curves["other"]
+    assert "two are named one" in run_cli(*plot, str(run), cwd=workspace, check=False).stderr
 
 
 def test_evaluation_twice_gives_the_same_json(workspace, run):
