@@ -29,6 +29,7 @@ from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
 from elvsm_nerfstudio.training.prefixes import Prefixes
+from elvsm_nerfstudio.training.psnr_loss import psnr_loss
 from elvsm_nerfstudio.training.repa import Repa, RepaConfig
 from elvsm_nerfstudio.views import Views, ViewSet
 
@@ -67,8 +68,11 @@ class EfficientLVSMModelConfig(ModelConfig):
     """Smallest and largest factor, e.g. 0.7 1.4, by which training makes scenes larger or smaller, each at random, once
     their cameras are in the canonical frame; none if absent. (That frame cancels the scale of the data, as it cancels a
     rotation of the world, which is why rotations are not varied.)"""
+    psnr_loss: bool = False
+    """Whether training minimises the logarithm of each image's mean squared error, which is its PSNR, in place of the
+    mean over all images, in which those that are rendered worst count most (training/psnr_loss.py)."""
     perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
-    """A perceptual loss beside the mean squared error."""
+    """A perceptual loss beside that of single pixels."""
     nearest_views: Optional[int] = None
     """Renders each camera from only that many context views, those placed best for it, so that a frame costs the same
     however many there are; all of them if absent. Means nothing in training."""
@@ -285,7 +289,8 @@ class EfficientLVSMModel(Model):
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: Optional[dict[str, Tensor]] = None
     ) -> dict[str, Tensor]:
-        losses = {"mse": (outputs["rgb"] - batch["image"]).square().mean()}
+        errors = (outputs["rgb"] - batch["image"]).square().mean((-3, -2, -1))
+        losses = {"psnr": psnr_loss(errors)} if self.config.psnr_loss else {"mse": errors.mean()}
         if "repa" in outputs:
             losses["repa"] = self.config.repa.weight * outputs["repa"]
         if self.perceptual_loss is not None:
