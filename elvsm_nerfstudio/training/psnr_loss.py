@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 TYPICAL_ERROR = 0.02
-"""Where the gradient is that of the mean squared error, nearly (17 dB), so that clipping and the weights of other losses
-mean the same. Ours."""
+"""Where the gradient is that of the mean squared error, nearly (17 dB): so clipping and other losses' weights mean the
+same. Ours."""
 SMALLEST_ERROR = 0.001
 """Far below it (30 dB), an image counts as in the mean squared error: else one that is hardly wrong, such as a plain
 background, would count more than all others. Ours."""
