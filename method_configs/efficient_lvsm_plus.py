@@ -38,9 +38,10 @@ efficient_lvsm_plus_tiny = _plus(
     "Efficient-LVSM with relative camera encoding, for any number of views, on a CPU (7.6 M, 64 px).",
     scenes_per_batch=6,
 )
+efficient_lvsm_plus_tiny.config.pipeline.model.psnr_loss = True
 efficient_lvsm_plus_tiny.config.optimizers = {
     "network": {
-        "optimizer": AdamWOptimizerConfig(lr=2e-3, muon=True),
+        "optimizer": AdamWOptimizerConfig(lr=3e-3, muon=True),
         "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine", max_steps=10000),
     }
 }

@@ -140,20 +140,6 @@ def test_initialisation_is_scaled_by_depth():
     assert bound == pytest.approx(1 / 256**0.5, rel=0.01)  # torch's uniform default
 
 
-def test_a_head_that_starts_from_zero_gives_grey_and_learns():
-    torch.manual_seed(0)
-    network = EfficientLVSM(replace(SMALL, zero_init_head=True))
-    context, target = make_views(1, 2, 16, 16), make_views(1, 2, 16, 16, seed=1)
-    rgb = network(context, target)
-    assert torch.equal(rgb, torch.full_like(rgb, 0.5))
-    rgb.sum().backward()
-    assert network.head.weight.grad.abs().max() > 0
-    torch.manual_seed(0)
-    plain = EfficientLVSM(SMALL)
-    for name, tensor in network.state_dict().items():  # all else starts as without
-        assert name == "head.weight" or torch.equal(tensor, plain.state_dict()[name]), name
-
-
 def test_scaled_residuals_are_those_of_branches_whose_last_weights_are_scaled():
     scaled, plain = random_network(replace(SMALL, residual_scale="depth")), random_network()
     plain.load_state_dict(scaled.state_dict())
@@ -243,14 +229,14 @@ def test_registers_start_small_and_none_are_in_the_paper(network):
 
 
 def test_what_changes_the_result_is_part_of_the_architecture():
-    described = EfficientLVSM(replace(SMALL, num_registers=2, residual_scale="depth", zero_init_head=True)).architecture
+    described = EfficientLVSM(replace(SMALL, num_registers=2, residual_scale="depth")).architecture
     assert described == random_network().architecture[:-1] + ", residual scale depth, registers 2)"
 
 
 def test_configs_from_before_an_option_are_as_without_it():
     """A run's config.yml holds the options that there were."""
     old = EfficientLVSMConfig.__new__(EfficientLVSMConfig)
-    younger = ("residual_scale", "num_registers", "zero_init_head")
+    younger = ("residual_scale", "num_registers")
     old.__dict__.update({name: value for name, value in vars(SMALL).items() if name not in younger})
     assert yaml.load(yaml.dump(old), Loader=yaml.Loader) == SMALL
     assert old.describe() == SMALL.describe() and asdict(old) == asdict(SMALL)

@@ -66,15 +66,16 @@ def test_variants_differ_in_what_they_test_alone():
 
     options = {variant.name: options_of(settings_of(Path("data")), variant) for variant in VARIANTS}
     plus, paper = options["plus"], options["paper-exact"]
-    assert set(paper) == set(plus) and paper == options["plus-adamw"]
-    differing = {name for name, value in plus.items() if paper[name] != value}
-    assert differing == {"optimizers.network.optimizer.lr", "optimizers.network.optimizer.muon"}
-    assert options["paper-exact-muon"] == plus
     assert options["prope"] == {**paper, "pipeline.model.network.camera-encoding": "prope"}
-    assert options["plus-many-targets"] == {
-        **plus, "pipeline.datamanager.scenes-per-batch": "3", "pipeline.datamanager.num-target-views": "12",
+    assert options["plus-adamw"] == {**paper, "pipeline.model.psnr-loss": "False"}
+    changed = {"optimizers.network.optimizer.lr": "3e-3", "optimizers.network.optimizer.muon": "True"}
+    assert options["plus-muon"] == {**options["plus-adamw"], **changed}
+    assert (
+        plus == {**options["plus-muon"], "pipeline.model.psnr-loss": "True"} == options["paper-exact-trained-as-plus"]
+    )
+    assert options["plus-prefix"] == {
+        **plus, "pipeline.model.prefix-loss": "True", "pipeline.datamanager.num-context-views": "8 8",
     }  # fmt: skip
-    assert options["plus-scale-augmentation"]["pipeline.model.scale-augmentation"] == "0.7 1.4"
 
 
 def test_an_unknown_variant_suggests_the_nearest(data, tmp_path):

@@ -121,7 +121,7 @@ def test_weights_that_a_dtype_cannot_hold_are_not_written(tmp_path):
     save_weights(tmp_path / "w.safetensors", state, CONFIG, torch.bfloat16)
 
 
-YOUNGER = ("residual_scale", "num_registers", "zero_init_head")
+YOUNGER = ("residual_scale", "num_registers")
 """Options that the first files of ours do not know."""
 
 
@@ -138,7 +138,7 @@ def test_files_from_before_an_option_are_as_without_it(tmp_path):
 
 
 def test_registers_are_told_from_the_tensors_and_residual_scale_from_what_is_written(tmp_path):
-    config = EfficientLVSMConfig(**SIZES, num_registers=3, residual_scale="depth", zero_init_head=True)
+    config = EfficientLVSMConfig(**SIZES, num_registers=3, residual_scale="depth")
     source, run, ours = made(0, config), tmp_path / "step-000000007.ckpt", tmp_path / "w.safetensors"
     write_run(run, source)
     assert read_weights(run).config == EfficientLVSMConfig(**SIZES, num_registers=3)

@@ -46,8 +46,6 @@ class EfficientLVSMConfig(NetworkConfig):
     """Learned tokens in each view beside its patches, in both streams, where features may be kept that belong to no
     patch. They are in the view's self-attention, and those of a target ask the context too, by its camera; those of a
     context view are not asked, so that memories are the same. None in the paper."""
-    zero_init_head: bool = False
-    """Whether the last layer starts from zero, so that the first pictures are grey."""
 
     def build(self) -> EfficientLVSM:
         return EfficientLVSM(self)
@@ -94,8 +92,6 @@ class EfficientLVSM(SceneNetwork):
         self._initialise_blocks(self.target_blocks)
         if config.context_init == "depth-scaled":
             self._initialise_blocks(self.context_blocks)
-        if config.zero_init_head:
-            nn.init.zeros_(self.head.weight)
         self.context_registers, self.target_registers = self._make_registers(), self._make_registers()
 
     def _make_registers(self) -> Optional[nn.Parameter]:

@@ -110,7 +110,7 @@ class AdamWOptimizerConfig(OptimizerConfig):
     """Weight decay of matrices; vectors (norm gains) have none."""
     muon: bool = False
     """Whether matrices are trained by Muon (training/muon.py) and only the rest by AdamW: the same quality in fewer
-    steps, each a little dearer (docs/experiments.md). Tried with twice AdamW's learning rate."""
+    steps, each a little dearer (docs/experiments.md). Tried with two to four times AdamW's learning rate."""
     momentum: float = 0.95
     """Of Muon."""
     max_norm: Annotated[Optional[float], tyro.conf.Suppress] = None
