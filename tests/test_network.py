@@ -140,30 +140,6 @@ def test_initialisation_is_scaled_by_depth():
     assert bound == pytest.approx(1 / 256**0.5, rel=0.01)  # torch's uniform default
 
 
-def test_scaled_residuals_are_those_of_branches_whose_last_weights_are_scaled():
-    scaled, plain = random_network(replace(SMALL, residual_scale="depth")), random_network()
-    plain.load_state_dict(scaled.state_dict())
-    context, target = make_views(2, 3, 16, 16), make_views(2, 2, 16, 16, seed=1)
-    with torch.no_grad():
-        expected = scaled(context, target)
-        assert (plain(context, target) - expected).abs().max() > 1e-2
-        for name, weight in plain.named_parameters():
-            if name.endswith(("to_out.weight", "mlp.2.weight")):
-                weight.mul_(1 / 3**0.5)
-        assert torch.allclose(plain(context, target), expected, atol=1e-5)
-
-
-def test_scaled_residuals_take_the_place_of_the_init_scaled_by_depth():
-    torch.manual_seed(0)
-    network = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2, residual_scale="depth"))
-    for block in (*network.context_blocks, *network.target_blocks):
-        for weight in (weight for name, weight in block.named_parameters() if "norm" not in name):
-            assert weight.std().item() == pytest.approx(0.02, rel=0.02)
-    mixed = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=2, residual_scale="depth", context_init="torch"))
-    bound = mixed.context_blocks[0].mlp[0].weight.abs().max().item()
-    assert bound == pytest.approx(1 / 256**0.5, rel=0.01)
-
-
 # Registers
 
 
@@ -229,14 +205,14 @@ def test_registers_start_small_and_none_are_in_the_paper(network):
 
 
 def test_what_changes_the_result_is_part_of_the_architecture():
-    described = EfficientLVSM(replace(SMALL, num_registers=2, residual_scale="depth")).architecture
-    assert described == random_network().architecture[:-1] + ", residual scale depth, registers 2)"
+    described = EfficientLVSM(replace(SMALL, num_registers=2)).architecture
+    assert described == random_network().architecture[:-1] + ", registers 2)"
 
 
 def test_configs_from_before_an_option_are_as_without_it():
     """A run's config.yml holds the options that there were."""
     old = EfficientLVSMConfig.__new__(EfficientLVSMConfig)
-    younger = ("residual_scale", "num_registers")
+    younger = ("num_registers",)
     old.__dict__.update({name: value for name, value in vars(SMALL).items() if name not in younger})
     assert yaml.load(yaml.dump(old), Loader=yaml.Loader) == SMALL
     assert old.describe() == SMALL.describe() and asdict(old) == asdict(SMALL)

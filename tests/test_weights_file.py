@@ -121,7 +121,7 @@ def test_weights_that_a_dtype_cannot_hold_are_not_written(tmp_path):
     save_weights(tmp_path / "w.safetensors", state, CONFIG, torch.bfloat16)
 
 
-YOUNGER = ("residual_scale", "num_registers")
+YOUNGER = ("num_registers",)
 """Options that the first files of ours do not know."""
 
 
@@ -137,8 +137,8 @@ def test_files_from_before_an_option_are_as_without_it(tmp_path):
     load_weights(made(1), path)
 
 
-def test_registers_are_told_from_the_tensors_and_residual_scale_from_what_is_written(tmp_path):
-    config = EfficientLVSMConfig(**SIZES, num_registers=3, residual_scale="depth")
+def test_registers_are_told_from_the_tensors(tmp_path):
+    config = EfficientLVSMConfig(**SIZES, num_registers=3)
     source, run, ours = made(0, config), tmp_path / "step-000000007.ckpt", tmp_path / "w.safetensors"
     write_run(run, source)
     assert read_weights(run).config == EfficientLVSMConfig(**SIZES, num_registers=3)
@@ -148,7 +148,7 @@ def test_registers_are_told_from_the_tensors_and_residual_scale_from_what_is_wri
         target = made(1, config)
         load_weights(target, path)
         assert torch.equal(target.context_registers, source.context_registers)
-    with pytest.raises(ValueError, match=r"found weights of .*residual scale depth, registers 3\), expected"):
+    with pytest.raises(ValueError, match=r"found weights of .*registers 3\), expected"):
         load_weights(made(0), ours)
     with pytest.raises(ValueError, match=r"found weights of .*registers 3\), expected EfficientLVSM \("):
         load_weights(made(0), run)

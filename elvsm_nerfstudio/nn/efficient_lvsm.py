@@ -38,10 +38,6 @@ class EfficientLVSMConfig(NetworkConfig):
     ray_frame: Literal["canonical", "camera"] = "canonical"
     """Frame of the rays in the tokens: the memory's, as in the paper, or each camera's own, which leaves all that is
     known of poses to camera_encoding."""
-    residual_scale: Literal["none", "depth"] = "none"
-    """'depth': what attention and MLP of a block add is multiplied by 1 / sqrt(num_layers) for good, as in SVSM (arXiv
-    2602.21341). This takes the place of the init scaled by depth, which keeps late blocks small only at the start:
-    all blocks then start from N(0, init_std). 'none' is as in the paper."""
     num_registers: int = 0
     """Learned tokens in each view beside its patches, in both streams, where features may be kept that belong to no
     patch. They are in the view's self-attention, and those of a target ask the context too, by its camera; those of a
@@ -54,7 +50,6 @@ class EfficientLVSMConfig(NetworkConfig):
         changed = {
             "camera encoding": (self.camera_encoding, "none"),
             "rays in the frame": (self.ray_frame, "canonical"),
-            "residual scale": (self.residual_scale, "none"),
             "registers": (self.num_registers, 0),
         }
         return ", ".join([super().describe(), *(f"{k} {v}" for k, (v, default) in changed.items() if v != default)])
@@ -81,8 +76,6 @@ class EfficientLVSM(SceneNetwork):
         if config.num_registers < 0:
             raise ValueError(f"num_registers {config.num_registers}: expected 0 or more")
         sizes = {"width": config.width, "head_dim": config.head_dim, "mlp_ratio": config.mlp_ratio}
-        if config.residual_scale == "depth":
-            sizes["branch_scale"] = config.num_layers**-0.5
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
         self.context_blocks = nn.ModuleList(ContextBlock(**sizes) for _ in range(config.num_layers))
@@ -100,11 +93,6 @@ class EfficientLVSM(SceneNetwork):
         registers = nn.Parameter(torch.empty(self.config.num_registers, self.config.width))
         self._initialise(registers)
         return registers
-
-    def _initialise_blocks(self, blocks: nn.ModuleList) -> None:
-        if self.config.residual_scale == "none":
-            return super()._initialise_blocks(blocks)
-        self._initialise(*(module.weight for module in blocks.modules() if isinstance(module, nn.Linear)))
 
     @property
     def memory_layout(self) -> tuple[int, int, int]:

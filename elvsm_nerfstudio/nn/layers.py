@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Optional
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -165,15 +164,10 @@ class MLP(nn.Sequential):
 
 class ContextBlock(nn.Module):
     """Self-attention and MLP, pre-norm: one layer of Efficient-LVSM's encoder, where each view is a sequence of its
-    own, and of LVSM, where several views are one sequence.
+    own, and of LVSM, where several views are one sequence."""
 
-    Args:
-        branch_scale: factor of what attention and MLP each add.
-    """
-
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int, norm_gain: bool = False, branch_scale: float = 1.0):
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int, norm_gain: bool = False):
         super().__init__()
-        self.branch_scale = branch_scale
         self.norm1 = LayerNorm(width, norm_gain)
         self.attention = SelfAttention(width, head_dim)
         self.norm2 = LayerNorm(width, norm_gain)
@@ -182,20 +176,15 @@ class ContextBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "sequence token d"], rotation: Optional[PatchRotation] = None
     ) -> Float[Tensor, "sequence token d"]:
-        x = torch.add(x, self.attention(self.norm1(x), rotation), alpha=self.branch_scale)
-        return torch.add(x, self.mlp(self.norm2(x)), alpha=self.branch_scale)
+        x = x + self.attention(self.norm1(x), rotation)
+        return x + self.mlp(self.norm2(x))
 
 
 class TargetBlock(nn.Module):
-    """Intra-view attention, cross-attention to the same layer's context features, MLP: one layer of the decoder.
+    """Intra-view attention, cross-attention to the same layer's context features, MLP: one layer of the decoder."""
 
-    Args:
-        branch_scale: factor of what each of the three adds.
-    """
-
-    def __init__(self, width: int, head_dim: int, mlp_ratio: int, branch_scale: float = 1.0):
+    def __init__(self, width: int, head_dim: int, mlp_ratio: int):
         super().__init__()
-        self.branch_scale = branch_scale
         self.self_attention = SelfAttention(width, head_dim)
         self.cross_attention = CrossAttention(width, head_dim)
         self.mlp = MLP(width, mlp_ratio)
@@ -217,8 +206,8 @@ class TargetBlock(nn.Module):
         scenes, views = x.shape[:2]
         rotation = None if encoding is None else encoding.rotation
         within = self.self_attention(layer_norm(x).flatten(0, 1), rotation)
-        x = torch.add(x, within.unflatten(0, (scenes, views)), alpha=self.branch_scale)
+        x = x + within.unflatten(0, (scenes, views))
         # Target views do not see each other, so all of a scene's queries share one call over its keys.
         gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe, encoding, prefixes)
-        x = torch.add(x, gathered.unflatten(1, (views, -1)), alpha=self.branch_scale)
-        return torch.add(x, self.mlp(layer_norm(x)), alpha=self.branch_scale)
+        x = x + gathered.unflatten(1, (views, -1))
+        return x + self.mlp(layer_norm(x))
