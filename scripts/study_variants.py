@@ -73,7 +73,6 @@ VARIANTS = (
         datamanager__num_context_views="8 8",
     ),
     _plus("plus-camera-rays", "rays in each camera's own frame", model__network__ray_frame="camera"),
-    _plus("plus-registers", "4 register tokens", model__network__num_registers="4"),
     _plus("plus-scale-augmentation", "scenes of random size, 0.7 to 1.4", model__scale_augmentation="0.7 1.4"),
     _paper(
         "paper-exact-repa",

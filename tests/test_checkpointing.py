@@ -12,7 +12,6 @@ SIZES = dict(width=32, num_layers=4, head_dim=16)
 CONFIGS = {
     "efficient-lvsm": EfficientLVSMConfig(**SIZES),
     "efficient-lvsm with prope": EfficientLVSMConfig(**SIZES, camera_encoding="prope"),
-    "with registers": EfficientLVSMConfig(**SIZES, camera_encoding="prope", num_registers=2),
     "decoder-only": LVSMDecoderOnlyConfig(**SIZES),
     "encoder-decoder": LVSMEncoderDecoderConfig(**SIZES, num_latents=12),
 }

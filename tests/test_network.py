@@ -12,8 +12,6 @@ import yaml
 from conftest import make_views, need_shared
 from test_geometry import move_world
 
-from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
-from elvsm_nerfstudio.nn.camera_encoding import PatchRotation
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_parity.py"
@@ -140,79 +138,10 @@ def test_initialisation_is_scaled_by_depth():
     assert bound == pytest.approx(1 / 256**0.5, rel=0.01)  # torch's uniform default
 
 
-# Registers
-
-
-def register_network(camera_encoding: str) -> EfficientLVSM:
-    return random_network(replace(SMALL, num_registers=2, camera_encoding=camera_encoding))
-
-
-@pytest.mark.parametrize("camera_encoding", ["none", "prope"])
-def test_registers_of_both_streams_matter_and_memories_are_exact(camera_encoding):
-    network = register_network(camera_encoding)
-    context, target = make_views(2, 4, 16, 24), make_views(2, 2, 24, 16, seed=1)
-    with torch.no_grad():
-        memory = network.encode(context)
-        expected = network.decode(memory, target)
-        assert expected.shape == (2, 2, 24, 16, 3) and memory.tokens_per_view == (6,) * 4  # registers are not kept
-        network.chunk_tokens = 1
-        assert torch.allclose(network(context, target), expected, atol=1e-5)
-        grown = network.append(network.encode(context.select([0, 1]), memory.frame), context.select([2, 3]))
-        assert torch.allclose(network.decode(grown, target), expected, atol=1e-5)
-        some = network.encode(context.select([3, 1]), memory.frame)
-        assert torch.allclose(network.decode(memory.select([3, 1]), target), network.decode(some, target), atol=1e-5)
-        assert torch.allclose(network.decode(memory, target.select([1])), expected[:, 1:], atol=1e-5)
-        rgb, shares = decode_with_attention(network, memory, target)
-        assert torch.allclose(rgb, expected, atol=1e-6) and shares.shape == (2, 2, 3, 2, 4)
-        assert torch.allclose(shares.sum(dim=-1), torch.ones(2, 2, 3, 2), atol=1e-5)
-        for registers in (network.context_registers, network.target_registers):
-            before = registers.clone()
-            registers.mul_(-2)
-            assert (network(context, target) - expected).abs().max() > 1e-3
-            registers.copy_(before)
-
-
-@pytest.mark.parametrize("camera_encoding", ["none", "prope"])
-def test_registers_work_with_prefixes_and_bf16(camera_encoding):
-    network = register_network(camera_encoding)
-    context, target = make_views(1, 3, 16, 16), make_views(1, 2, 16, 24, seed=1)
-    rgb = network(context, target, prefixes=(3, 1))
-    rgb.square().mean().backward()
-    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in network.parameters())
-    with torch.no_grad():
-        frame = network.encode(context).frame
-        alone = network(context.select([0]), target.select([1]), frame)
-        assert torch.allclose(rgb[:, 1:], alone, atol=1e-5)
-        network.autocast_dtype = torch.bfloat16
-        assert 1e-6 < (network(context, target, prefixes=(3, 1)) - rgb).abs().max() < 0.1
-
-
-def test_a_register_sees_its_views_cameras_but_no_patchs_place():
-    """In PRoPE registers are not turned: as if they lay where all angles are zero."""
-    rotation = PatchRotation.of((2, 3), 16, torch.device("cpu"), torch.float32)
-    with_still = rotation.with_still(2)
-    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(with_still.within_view(x)[:6], rotation.within_view(x[:6]))
-    assert torch.equal(with_still.within_view(x)[6:], x[6:])
-    assert torch.equal(with_still.forward(x[:, :8])[6:], x[6:, :8])
-
-
-def test_registers_start_small_and_none_are_in_the_paper(network):
-    assert network.context_registers is None and not any("register" in name for name in network.state_dict())
-    torch.manual_seed(0)
-    registers = EfficientLVSM(EfficientLVSMConfig(width=256, num_layers=1, num_registers=32)).context_registers
-    assert registers.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-def test_what_changes_the_result_is_part_of_the_architecture():
-    described = EfficientLVSM(replace(SMALL, num_registers=2)).architecture
-    assert described == random_network().architecture[:-1] + ", registers 2)"
-
-
 def test_configs_from_before_an_option_are_as_without_it():
     """A run's config.yml holds the options that there were."""
     old = EfficientLVSMConfig.__new__(EfficientLVSMConfig)
-    younger = ("num_registers",)
+    younger = ("camera_encoding",)
     old.__dict__.update({name: value for name, value in vars(SMALL).items() if name not in younger})
     assert yaml.load(yaml.dump(old), Loader=yaml.Loader) == SMALL
     assert old.describe() == SMALL.describe() and asdict(old) == asdict(SMALL)
@@ -227,5 +156,3 @@ def test_sizes_that_do_not_fit_are_refused(network):
         network.encode(replace(context, rgb=None))
     with pytest.raises(ValueError, match="width 100 is not a multiple of head_dim 64"):
         EfficientLVSM(EfficientLVSMConfig(width=100))
-    with pytest.raises(ValueError, match="num_registers -1: expected 0 or more"):
-        EfficientLVSM(replace(SMALL, num_registers=-1))

@@ -117,7 +117,7 @@ def test_state_goes_on_counting_and_reads_what_an_unfused_optimizer_left():
 def hidden_and_others() -> tuple[torch.nn.Module, list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """A network, the matrices of its blocks, and all other parameters."""
     torch.manual_seed(0)
-    network = EfficientLVSMConfig(width=32, num_layers=1, head_dim=16, num_registers=2).build()
+    network = EfficientLVSMConfig(width=32, num_layers=1, head_dim=16).build()
     mark_hidden(network)
     named = dict(network.named_parameters())
     hidden = [p for name, p in named.items() if "_blocks." in name and p.ndim == 2]

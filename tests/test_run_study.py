@@ -264,7 +264,7 @@ def result() -> dict:
     rows = [
         row("paper-exact", 1000, 10.0, 11.0),
         row("plus", 800, 13.0, 13.4),
-        row("plus-registers", 0, error="status 1"),
+        row("plus-prefix", 0, error="status 1"),
     ]
     settings = {"data": "/somewhere/objects", "minutes": 9.0, "steps": None, "threads": 1, "context_views": [1, 2, 4]}
     return {
@@ -292,7 +292,7 @@ def test_tables_show_equal_time_and_equal_steps(result):
         "| plus | what plus is | 2 | 800 | 9.0 | 10.0 | 17.20 (17.00 to 17.40) | +2.70 | 17.20 (17.00 to 17.40) "
         "| +3.10 |" in text
     )
-    assert "| plus-registers | what plus-registers is | failed |" in text and "```\nstatus 1\n```" in text
+    assert "| plus-prefix | what plus-prefix is | failed |" in text and "```\nstatus 1\n```" in text
     assert "Validation split by number of context views: 3 scenes, 6 images" in text
     assert "| copying the nearest context view | 9.00 +- 2.00 | 10.00 +- 2.00 | 12.00 +- 2.00 |" in text
     assert "| plus | 14.20 +- 2.00 | 15.20 +- 2.00 | 17.20 +- 2.00 |" in text and "SSIM ↑" in text

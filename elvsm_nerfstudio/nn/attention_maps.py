@@ -28,9 +28,8 @@ def decode_with_attention(
     layers: list[Tensor] = []
     rgb = network.decode(memory, target, observe=lambda q, k: layers.append(attention_to_views(q, k, tokens)))
     shares = torch.stack(layers).mean(dim=0)[..., torch.tensor(stored, device=rgb.device).argsort()]
-    rows, columns = target.height // network.config.patch_size, target.width // network.config.patch_size
-    shares = shares.unflatten(1, (target.num_views, -1))[:, :, : rows * columns]  # without the registers'
-    return rgb, shares.unflatten(2, (rows, columns))
+    patch = network.config.patch_size
+    return rgb, shares.unflatten(1, (target.num_views, target.height // patch, target.width // patch))
 
 
 def attention_to_views(

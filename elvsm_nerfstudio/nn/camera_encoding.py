@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 MAX_ANGLE, ANGLE_RANGE = 4 * math.pi, 100.0
 """Angle between opposite edges of an image at the highest frequency, and how many times smaller it is at the lowest:
@@ -51,13 +50,6 @@ class PatchRotation:
         angles = torch.cat(pairs, dim=-1).flatten(0, 1)
         cos, sin = angles.cos(), angles.sin()
         return PatchRotation(torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype))
-
-    def with_still(self, count: int) -> PatchRotation:
-        """The same, and behind the patches as many tokens of no patch, which are not turned."""
-        if not count:
-            return self
-        pad = (0, 0, 0, count)
-        return PatchRotation(F.pad(self.cos, pad, value=1.0), F.pad(self.sin, pad))
 
     def forward(self, x: Float[Tensor, "*batch token half"]) -> Float[Tensor, "*batch token half"]:
         """Turns channels by their patch's angles."""

@@ -7,7 +7,7 @@ cross-attends to what the encoder's layer l made of all context views (co-refine
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Optional
 
 import torch
@@ -38,10 +38,6 @@ class EfficientLVSMConfig(NetworkConfig):
     ray_frame: Literal["canonical", "camera"] = "canonical"
     """Frame of the rays in the tokens: the memory's, as in the paper, or each camera's own, which leaves all that is
     known of poses to camera_encoding."""
-    num_registers: int = 0
-    """Learned tokens in each view beside its patches, in both streams, where features may be kept that belong to no
-    patch. They are in the view's self-attention, and those of a target ask the context too, by its camera; those of a
-    context view are not asked, so that memories are the same. None in the paper."""
 
     def build(self) -> EfficientLVSM:
         return EfficientLVSM(self)
@@ -50,7 +46,6 @@ class EfficientLVSMConfig(NetworkConfig):
         changed = {
             "camera encoding": (self.camera_encoding, "none"),
             "rays in the frame": (self.ray_frame, "canonical"),
-            "registers": (self.num_registers, 0),
         }
         return ", ".join([super().describe(), *(f"{k} {v}" for k, (v, default) in changed.items() if v != default)])
 
@@ -73,8 +68,6 @@ class EfficientLVSM(SceneNetwork):
             raise ValueError(f"head_dim {config.head_dim}: camera_encoding 'prope' needs a multiple of 8")
         if config.camera_encoding == "none" and config.ray_frame == "camera":
             raise ValueError("ray_frame 'camera' without camera_encoding hides all poses; set camera_encoding 'prope'")
-        if config.num_registers < 0:
-            raise ValueError(f"num_registers {config.num_registers}: expected 0 or more")
         sizes = {"width": config.width, "head_dim": config.head_dim, "mlp_ratio": config.mlp_ratio}
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
@@ -85,14 +78,6 @@ class EfficientLVSM(SceneNetwork):
         self._initialise_blocks(self.target_blocks)
         if config.context_init == "depth-scaled":
             self._initialise_blocks(self.context_blocks)
-        self.context_registers, self.target_registers = self._make_registers(), self._make_registers()
-
-    def _make_registers(self) -> Optional[nn.Parameter]:
-        if not self.config.num_registers:
-            return None
-        registers = nn.Parameter(torch.empty(self.config.num_registers, self.config.width))
-        self._initialise(registers)
-        return registers
 
     @property
     def memory_layout(self) -> tuple[int, int, int]:
@@ -145,23 +130,18 @@ class EfficientLVSM(SceneNetwork):
         prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "scene view height width 3"]:
         rays, encoding = self._rays(target, memory.frame), self._camera_encoding(target, memory.frame)
-        if encoding is not None:
-            encoding = replace(encoding, rotation=encoding.rotation.with_still(self.config.num_registers))
-        patches = self._tokens_per_view(target)
         with self._autocast(rays.device):
-            tokens = _joined(self.target_tokenizer(rays), self.target_registers)
+            tokens = self.target_tokenizer(rays)
             for layer, block in enumerate(self.target_blocks):
                 tokens = self._block(block, tokens, *memory.read(layer), observe, encoding, prefixes)
-            return self.head(tokens[:, :, :patches], target.height, target.width)
+            return self.head(tokens, target.height, target.width)
 
     def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, KeysValues], None]) -> None:
         tokens, encoding = self._context_tokens(context, frame).flatten(0, 1), self._camera_encoding(context, frame)
-        patches = tokens.shape[1]
-        tokens = _joined(tokens, self.context_registers)
-        rotation = None if encoding is None else encoding.rotation.with_still(self.config.num_registers)
+        rotation = None if encoding is None else encoding.rotation
 
         def keys_values(block: TargetBlock, tokens: Tensor) -> KeysValues:
-            source = layer_norm(tokens[:, :patches]).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
+            source = layer_norm(tokens).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
             return block.cross_attention.keys_values(source, encoding)
 
         for layer, (context_block, target_block) in enumerate(zip(self.context_blocks, self.target_blocks)):
@@ -183,12 +163,3 @@ class EfficientLVSM(SceneNetwork):
             rotation = PatchRotation.of(grid, self.config.head_dim, device, dtype)
             poses = frame.apply(views.camera_to_world)
             return CameraEncoding.of(poses, views.intrinsics, rotation)
-
-
-def _joined(
-    tokens: Float[Tensor, "*view token d"], registers: Optional[Float[Tensor, "register d"]]
-) -> Float[Tensor, "*view all d"]:
-    """Each view's tokens, and behind them the registers."""
-    if registers is None:
-        return tokens
-    return torch.cat([tokens, registers.to(tokens.dtype).expand(*tokens.shape[:-2], -1, -1)], dim=-2)

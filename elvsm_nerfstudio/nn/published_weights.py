@@ -158,15 +158,14 @@ def _sizes(config: type[NetworkConfig], ours: Mapping[str, Tensor]) -> NetworkCo
     if not mlps or not norms or "head.weight" not in ours:
         raise ValueError(f"{config.__name__}: the weights have no decoder or no head")
     values, width = ours["head.weight"].shape
-    counted = {"num_latents": "latents", "num_registers": "context_registers"}
-    counts = {size: len(ours[name]) for size, name in counted.items() if name in ours}
+    latents = {"num_latents": len(ours["latents"])} if "latents" in ours else {}
     return config(
         width=width,
         num_layers=len(mlps),
         head_dim=len(norms[0]),
         patch_size=math.isqrt(values // 3),
         mlp_ratio=len(mlps[0]) // width,
-        **counts,
+        **latents,
     )
 
 
