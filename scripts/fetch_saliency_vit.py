@@ -105,7 +105,9 @@ def backbone_weights(onnx_file: bytes) -> dict[str, np.ndarray]:
 
 def write_folder(folder: Path, state: dict[str, np.ndarray]) -> None:
     """Writes weights and config as transformers reads them; sizes are told from shapes."""
-    from safetensors.numpy import save_file
+    import torch
+
+    from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
 
     width, _, patch_size, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     config = {
@@ -122,7 +124,8 @@ def write_folder(folder: Path, state: dict[str, np.ndarray]) -> None:
         "layer_norm_eps": 1e-6,
         "use_mask_token": False,
     }
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
