@@ -156,10 +156,17 @@ def export_where_new(args: Args) -> None:
     as it likes."""
     exported = args.output.with_name(f".{args.output.name}.new.safetensors")
     export(ExportArgs(load_config=args.load_config, output=exported, dtype=args.dtype))
-    if args.output.is_file() and content_hash(args.output) == content_hash(exported):
+    if args.output.is_file() and is_as(args.output, exported):
         exported.unlink()
         return
     os.replace(exported, args.output)
+
+
+def is_as(before: Path, now: Path) -> bool:
+    try:
+        return content_hash(before) == content_hash(now)
+    except ValueError:  # an earlier version's file, which this one cannot read
+        return False
 
 
 def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
