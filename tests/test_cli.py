@@ -55,14 +55,14 @@ def test_a_run_is_plotted(workspace, run):
 
 
 def test_runs_are_compared_on_validation_scenes(workspace, collection):
-    run = train(workspace, collection, "one", 3, "--steps-per-eval-all-images", "2")
+    run = train(workspace, collection, "evaluated", 3, "--steps-per-eval-all-images", "2")
     other = shutil.copytree(run, workspace / "outputs" / "other" / run.parent.name / run.name)
     plot = ["python", str(SCRIPTS / "plot_run.py"), "--output", "curves.png", "--runs", str(run)]
     run_cli(*plot, str(other), cwd=workspace)
     curves = json.loads((workspace / "curves.json").read_text())
-    assert list(curves) == ["one", "copying the nearest context view", "other"]
-    assert [row["step"] for row in curves["one"]] == [2] and curves["one"] == curves["other"]
-    assert "two are named one" in run_cli(*plot, str(run), cwd=workspace, check=False).stderr
+    assert list(curves) == ["evaluated", "copying the nearest context view", "other"]
+    assert [row["step"] for row in curves["evaluated"]] == [2] and curves["evaluated"] == curves["other"]
+    assert "two are named evaluated" in run_cli(*plot, str(run), cwd=workspace, check=False).stderr
 
 
 def test_evaluation_twice_gives_the_same_json(workspace, run):
