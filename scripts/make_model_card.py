@@ -163,6 +163,7 @@ def export_where_new(args: Args) -> None:
 
 
 def is_as(before: Path, now: Path) -> bool:
+    """Whether two files hold the same weights."""
     try:
         return content_hash(before) == content_hash(now)
     except ValueError:  # an earlier version's file, which this one cannot read

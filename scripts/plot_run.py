@@ -17,7 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import tyro
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
+from run_log import read_events
+from tensorboard.backend.event_processing.event_accumulator import ScalarEvent
 
 from elvsm_nerfstudio.evaluation.report import write_figure, write_json
 
@@ -64,10 +65,9 @@ class PlotRun:
 
 
 def _read(run: Path, wanted: list[str]) -> dict[str, Curve]:
-    events = EventAccumulator(str(run))
-    events.Reload()
-    found = {what: events.Scalars(tag) for what, tag in TAGS.items() if tag in events.Tags()["scalars"]}
-    if not set(found) & set(wanted) - {COPYING}:
+    logged = read_events(run, list(TAGS.values()))
+    found = {what: list(logged[tag].values()) for what, tag in TAGS.items() if tag in logged}
+    if wanted[0] not in found:
         raise SystemExit(
             f"error: {run} holds no tensorboard log of PSNR on {wanted[0]}; train with --vis tensorboard and, for "
             f"{VALIDATION}, --steps-per-eval-all-images N"

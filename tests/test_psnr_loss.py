@@ -28,7 +28,7 @@ def test_gradient_at_a_typical_error_is_that_of_the_mean_squared_error():
 
 
 def test_model_weighs_each_image_by_its_own_error(collection):
-    """Of two targets, one with a hundred times the other's error: their gradients are a hundredth and once as steep."""
+    """Of two targets one is ten times as far off: ten times as steep in the mean squared error, less steep in this."""
     model = tiny_pipeline(collection).model
     truth = torch.full((1, 2, 4, 4, 3), 0.5)
     offsets = torch.tensor([0.04, 0.4]).view(1, 2, 1, 1, 1)

@@ -68,11 +68,11 @@ class EfficientLVSM(SceneNetwork):
             raise ValueError(f"head_dim {config.head_dim}: camera_encoding 'prope' needs a multiple of 8")
         if config.camera_encoding == "none" and config.ray_frame == "camera":
             raise ValueError("ray_frame 'camera' without camera_encoding hides all poses; set camera_encoding 'prope'")
-        sizes = {"width": config.width, "head_dim": config.head_dim, "mlp_ratio": config.mlp_ratio}
+        sizes = (config.width, config.head_dim, config.mlp_ratio)
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
         self.target_tokenizer = PatchTokenizer(6, config.patch_size, config.width)
-        self.context_blocks = nn.ModuleList(ContextBlock(**sizes) for _ in range(config.num_layers))
-        self.target_blocks = nn.ModuleList(TargetBlock(**sizes) for _ in range(config.num_layers))
+        self.context_blocks = nn.ModuleList(ContextBlock(*sizes) for _ in range(config.num_layers))
+        self.target_blocks = nn.ModuleList(TargetBlock(*sizes) for _ in range(config.num_layers))
         self.head = PatchHead(config.width, config.patch_size)
         self._initialise(self.context_tokenizer.weight, self.target_tokenizer.weight, self.head.weight)
         self._initialise_blocks(self.target_blocks)
