@@ -3,9 +3,10 @@
     python scripts/make_model_card.py --load-config outputs/NAME/efficient-lvsm-plus-tiny/run/config.yml \\
         --data data/objects64 --scanned-data data/scanned64
 
-Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures. The scores are of
-the exported file, from 1 to 16 context views on the test split; with all metrics that takes some minutes, and is kept
-for the next time: the same weights are not scored twice on data of the same name.
+Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures; those of before
+stay until all is scored. The scores are of the exported file, from 1 to 16 context views on the test split; with all
+metrics that takes some minutes, and is kept for the next time: the same weights are not scored twice on data of one
+name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,13 +30,17 @@ from export_weights import Args as ExportArgs
 from export_weights import export
 from make_run import Args as RunArgs
 from make_run import last_checkpoint, make_run, network_methods, read_config
-from model_card_pictures import ITERATION_TIME, read_curves, write_curve, write_samples
+from model_card_pictures import write_samples
+from plot_run import read_curves, write_curves
+from run_log import read_scalars
 
 from elvsm_nerfstudio.evaluation.report import write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.nn.pretrained import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights_file import read_weights
 
+ITERATION_TIME = "Train Iter (time)"
+"""In a run's tensorboard log."""
 PROTOCOL = "objects-1-to-16"
 RANKED_VIEWS = 4
 """Context views by which objects are ranked."""
@@ -93,11 +99,21 @@ def make_model_card(args: Args) -> Path:
         OSError: where something cannot be written.
     """
     config = read_config(args.load_config, "--load-config")
-    curves = read_curves(args.load_config.parent)
-    export_where_new(args)
-    scored = score(args.output, config.method_name, args.data, args.work_dir)
-    counts = list(scored.results["by_context_views"])
+    run = args.load_config.parent
+    curves = read_curves(run)
+    weights = exported(args)
+    scored = score(weights, config.method_name, args.data, args.work_dir)
+    scanned = ""
+    if args.scanned_data is not None:
+        other = score(weights, config.method_name, args.scanned_data, args.work_dir)
+        scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
 
+    if weights != args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = args.output.with_name(f".{args.output.name}.partial")
+        shutil.copyfile(weights, partial)
+        os.replace(partial, args.output)
+    counts = list(scored.results["by_context_views"])
     card = args.output.with_suffix(".md")
     pictures = {name: args.output.with_name(f"{args.output.stem}_{name}.png") for name in ("views", "samples", "curve")}
     by_views = {int(count): scores for count, scores in scored.results["by_context_views"].items()}
@@ -107,15 +123,11 @@ def make_model_card(args: Args) -> Path:
     sheets = [scored.sheets / f"{scene}.png" for scene in shown]
     height, width = scored.results["record"]["protocol"]["image_size"]
     write_samples(pictures["samples"], sheets, (height, width), len(counts))
-    write_curve(pictures["curve"], curves)
+    write_curves(pictures["curve"], curves)
 
-    scanned = ""
-    if args.scanned_data is not None:
-        other = score(args.output, config.method_name, args.scanned_data, args.work_dir)
-        scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
     train = [scene for scene in scored.scenes if scene["split"] == "train"]
     steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
-    seconds = statistics.median(value for _, value in curves[ITERATION_TIME])
+    seconds = statistics.median(read_scalars(run, [ITERATION_TIME])[ITERATION_TIME].values())
     content = text.card(
         title=args.output.stem,
         method=config.method_name,
@@ -151,15 +163,12 @@ def make_model_card(args: Args) -> Path:
     return card
 
 
-def export_where_new(args: Args) -> None:
-    """Writes the weights, unless the same ones are there: their bytes would be others, as safetensors orders its header
-    as it likes."""
-    exported = args.output.with_name(f".{args.output.name}.new.safetensors")
-    export(ExportArgs(load_config=args.load_config, output=exported, dtype=args.dtype))
-    if args.output.is_file() and is_as(args.output, exported):
-        exported.unlink()
-        return
-    os.replace(exported, args.output)
+def exported(args: Args) -> Path:
+    """The file with the run's weights: a new one in the folder for evaluations, or the output where it holds the same
+    ones. (Their bytes would be others, as safetensors orders its header as it likes.)"""
+    new = args.work_dir / args.output.name
+    export(ExportArgs(load_config=args.load_config, output=new, dtype=args.dtype))
+    return args.output if args.output.is_file() and is_as(args.output, new) else new
 
 
 def is_as(before: Path, now: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import make_model_card as script
@@ -11,7 +12,9 @@ from conftest import TINY_NETWORK, run_cli, write_collection
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
-from elvsm_nerfstudio.nn.weights_file import read_weights
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
+from elvsm_nerfstudio.nn.weights_file import FORMAT, read_weights, save_weights
 
 
 def test_the_command_says_what_differs_from_the_method():
@@ -45,6 +48,24 @@ def test_tables_of_scores_leave_out_metrics_that_were_not_measured():
 def test_best_median_and_worst():
     assert script.best_median_worst(list("abcdefghijk")) == ["k", "j", "i", "g", "f", "e", "c", "b", "a"]
     assert script.best_median_worst(["a", "b"]) == ["b", "a"]
+
+
+def test_weights_are_new_unless_the_file_holds_the_same(tmp_path):
+    config, other = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16), tmp_path / "other.safetensors"
+    state = config.build().state_dict()
+    save_weights(tmp_path / "a.safetensors", state, config)
+    save_weights(tmp_path / "b.safetensors", dict(reversed(state.items())), config)
+    assert script.is_as(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    save_weights(other, {**state, "head.weight": state["head.weight"] + 1}, config)
+    assert not script.is_as(other, tmp_path / "a.safetensors")
+    save_weights(other, state, replace(config, context_init="torch"))
+    assert not script.is_as(other, tmp_path / "a.safetensors")
+    # Of a version with an option that is gone.
+    gone = json.dumps({**asdict(config), "registers": 4})
+    write_safetensors(other, state, {"format": FORMAT, "network": "EfficientLVSMConfig", "config": gone})
+    with pytest.raises(ValueError, match="written by another version"):
+        read_weights(other)
+    assert not script.is_as(other, tmp_path / "a.safetensors")
 
 
 @pytest.mark.slow
