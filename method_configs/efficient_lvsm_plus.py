@@ -15,13 +15,15 @@ from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig, WarmupSch
 
 
 def _plus(of: MethodSpecification, name: str, description: str, **datamanager) -> MethodSpecification:
-    """A method with PRoPE and 1 to 8 context views."""
+    """A method with PRoPE, rays in each camera's own frame, and 1 to 8 context views."""
     config = replace(deepcopy(of.config), method_name=name)
     pipeline = config.pipeline
     config.pipeline = replace(
         pipeline,
         datamanager=replace(pipeline.datamanager, num_context_views=(1, 8), **datamanager),
-        model=replace(pipeline.model, network=replace(pipeline.model.network, camera_encoding="prope")),
+        model=replace(
+            pipeline.model, network=replace(pipeline.model.network, camera_encoding="prope", ray_frame="camera")
+        ),
     )
     return MethodSpecification(config=config, description=description)
 

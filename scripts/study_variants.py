@@ -19,6 +19,8 @@ MUON = {"optimizers.network.optimizer.muon": "True", "optimizers.network.optimiz
 """Learning rates are ours."""
 SQUARED_ERROR = {"pipeline.model.psnr-loss": "False"}
 PSNR_LOSS = {"pipeline.model.psnr-loss": "True"}
+CANONICAL_RAYS = {"pipeline.model.network.ray-frame": "canonical"}
+CAMERA_RAYS = {"pipeline.model.network.ray-frame": "camera"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def _paper(name: str, tests: str, **options: str) -> Variant:
 
 def _plus(name: str, tests: str, **options: str) -> Variant:
     """A variant of efficient-lvsm-plus-tiny, trained as it is; options as above."""
-    return Variant(name, tests, "efficient-lvsm-plus-tiny", {**MUON, **PSNR_LOSS, **_pipeline(options)})
+    return Variant(name, tests, "efficient-lvsm-plus-tiny", {**MUON, **PSNR_LOSS, **CAMERA_RAYS, **_pipeline(options)})
 
 
 def _pipeline(options: Mapping[str, str]) -> dict[str, str]:
@@ -63,16 +65,31 @@ VARIANTS = (
         {**MUON, **PSNR_LOSS},
     ),
     _paper("prope", "relative camera encoding, still 4 context views", model__network__camera_encoding="prope"),
-    Variant("plus-adamw", "prope, and 1 to 8 context views", "efficient-lvsm-plus-tiny", {**ADAMW, **SQUARED_ERROR}),
-    Variant("plus-muon", "prope, 1 to 8 context views, Muon", "efficient-lvsm-plus-tiny", {**MUON, **SQUARED_ERROR}),
-    _plus("plus", "prope, 1 to 8 context views, Muon, the loss on PSNR"),
+    Variant(
+        "plus-adamw",
+        "prope, and 1 to 8 context views",
+        "efficient-lvsm-plus-tiny",
+        {**ADAMW, **SQUARED_ERROR, **CANONICAL_RAYS},
+    ),
+    Variant(
+        "plus-muon",
+        "prope, 1 to 8 context views, Muon",
+        "efficient-lvsm-plus-tiny",
+        {**MUON, **SQUARED_ERROR, **CANONICAL_RAYS},
+    ),
+    Variant(
+        "plus-canonical-rays",
+        "prope, 1 to 8 context views, Muon, the loss on PSNR",
+        "efficient-lvsm-plus-tiny",
+        {**MUON, **PSNR_LOSS, **CANONICAL_RAYS},
+    ),
+    _plus("plus", "the same with rays in each camera's own frame"),
     _plus(
         "plus-prefix",
         "plus with one encoding of 8 context views, each target from a random number of the first ones",
         model__prefix_loss="True",
         datamanager__num_context_views="8 8",
     ),
-    _plus("plus-camera-rays", "plus with rays in each camera's own frame", model__network__ray_frame="camera"),
     _plus("plus-scale-augmentation", "plus on scenes of random size, 0.7 to 1.4", model__scale_augmentation="0.7 1.4"),
     _paper(
         "paper-exact-repa",

@@ -22,11 +22,11 @@ def test_the_command_says_what_differs_from_the_method():
     config = deepcopy(default)
     config.data, config.experiment_name, config.load_dir = Path("data/x"), "box", Path("elsewhere")
     config.pipeline.datamanager.num_context_views = (2, 5)
-    config.pipeline.model.network.ray_frame = "camera"
+    config.pipeline.model.network.ray_frame = "canonical"
     config.optimizers["network"]["scheduler"].max_steps = 70
     assert text.training_command(config, default).replace(" \\\n    ", " ") == (
         "ns-train efficient-lvsm-plus-tiny --pipeline.datamanager.num-context-views 2 5 "
-        "--pipeline.model.network.ray-frame camera --optimizers.network.scheduler.max-steps 70 "
+        "--pipeline.model.network.ray-frame canonical --optimizers.network.scheduler.max-steps 70 "
         "--data data/x --experiment-name box"
     )
 

@@ -47,6 +47,14 @@ def quiet(seconds: float) -> None:
 # The table of variants
 
 
+def value_of(config, option: str):
+    """An option of ns-train as a config has it."""
+    for part in option.replace("-", "_").split("."):
+        assert part in config if isinstance(config, dict) else hasattr(config, part), option
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
+    return config
+
+
 def test_every_variant_is_of_a_registered_method_and_sets_what_it_has():
     from make_run import network_methods
     from study_variants import SAME_FOR_ALL, VARIANTS
@@ -54,10 +62,7 @@ def test_every_variant_is_of_a_registered_method_and_sets_what_it_has():
     methods = network_methods()
     for variant in VARIANTS:
         for option in {**SAME_FOR_ALL, **variant.options}:
-            found = methods[variant.method]
-            for part in option.replace("-", "_").split("."):
-                assert part in found if isinstance(found, dict) else hasattr(found, part), f"{variant.name}: {option}"
-                found = found[part] if isinstance(found, dict) else getattr(found, part)
+            value_of(methods[variant.method], option)
 
 
 def test_variants_differ_in_what_they_test_alone():
@@ -67,15 +72,28 @@ def test_variants_differ_in_what_they_test_alone():
     options = {variant.name: options_of(settings_of(Path("data")), variant) for variant in VARIANTS}
     plus, paper = options["plus"], options["paper-exact"]
     assert options["prope"] == {**paper, "pipeline.model.network.camera-encoding": "prope"}
-    assert options["plus-adamw"] == {**paper, "pipeline.model.psnr-loss": "False"}
+    rays = "pipeline.model.network.ray-frame"
+    assert options["plus-adamw"] == {**paper, "pipeline.model.psnr-loss": "False", rays: "canonical"}
     changed = {"optimizers.network.optimizer.lr": "3e-3", "optimizers.network.optimizer.muon": "True"}
     assert options["plus-muon"] == {**options["plus-adamw"], **changed}
-    assert (
-        plus == {**options["plus-muon"], "pipeline.model.psnr-loss": "True"} == options["paper-exact-trained-as-plus"]
-    )
+    loss = {"pipeline.model.psnr-loss": "True"}
+    assert options["plus-canonical-rays"] == {**options["plus-muon"], **loss}
+    assert options["paper-exact-trained-as-plus"] == {**paper, **changed, **loss}
+    assert plus == {**options["plus-canonical-rays"], rays: "camera"}
     assert options["plus-prefix"] == {
         **plus, "pipeline.model.prefix-loss": "True", "pipeline.datamanager.num-context-views": "8 8",
     }  # fmt: skip
+
+
+def test_plus_is_the_method_as_it_is():
+    from make_run import network_methods
+    from study_variants import SAME_FOR_ALL, find_variants
+
+    (plus,) = find_variants(["plus"])
+    config = network_methods()["efficient-lvsm-plus-tiny"]
+    for option, expected in {**SAME_FOR_ALL, **plus.options}.items():
+        found = value_of(config, option)
+        assert found == float(expected) if isinstance(found, float) else str(found) == expected, option
 
 
 def test_an_unknown_variant_suggests_the_nearest(data, tmp_path):
