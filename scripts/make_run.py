@@ -1,7 +1,7 @@
 """Makes a run directory from weights, for any data and protocol, without training.
 
     python scripts/make_run.py --checkpoint pretrained --data DATA  # the weights that come with this package
-    python scripts/make_run.py --checkpoint WEIGHTS --data DATA    # published or exported weights, or a step-*.ckpt
+    python scripts/make_run.py --checkpoint WEIGHTS --data DATA     # published or exported weights
     python scripts/make_run.py --from-run outputs/.../config.yml --data DATA --protocol wide-range    # another run's
 
 Prints the new run's config.yml. nerfstudio's programs take everything from there: `ns-eval`, `ns-render` and
@@ -38,9 +38,9 @@ class Args:
     """Options."""
 
     checkpoint: Optional[Path] = None
-    """Weights: 'pretrained', those that come with this package, a file of scripts/export_weights.py, a run's
-    step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Its architecture and sizes are those of the new
-    run."""
+    """Weights: 'pretrained', those that come with this package, a file of scripts/export_weights.py, a
+    step-*.ckpt outside of its run (else --from-run), or one in the authors' layout (.pt, .safetensors). Its
+    architecture and sizes are those of the new run."""
     from_run: Optional[Path] = None
     """Instead of --checkpoint: config.yml of the run whose weights and options are taken."""
     method: Optional[str] = None

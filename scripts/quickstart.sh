@@ -2,7 +2,7 @@
 # From nothing to rendered new views of unseen objects, on a CPU: installs, renders held-out objects, evaluates the model
 # that comes with this package on them and renders an orbit. Whatever is there already is reused.
 #
-#   bash scripts/quickstart.sh            # about a minute after the installation
+#   bash scripts/quickstart.sh            # about a minute and a half after the installation
 #   bash scripts/quickstart.sh --train    # trains a model of that kind from scratch instead, for some minutes
 set -euo pipefail
 if [ $# -gt 1 ] || [ "${1:---train}" != --train ]; then
