@@ -102,9 +102,8 @@ def _directions(
     index = torch.arange(len(lenses), device=lenses.device)[:, None, None, None].expand(-1, *size, 1)
     directions = lens_cameras.generate_rays(camera_indices=index, coords=coords).directions
     # nerfstudio divides 0 by 0 for a fisheye's central ray, which looks straight ahead.
-    fisheye = torch.isin(
-        lens_cameras.camera_type, torch.tensor([CameraType.FISHEYE.value, CameraType.FISHEYE624.value])
-    )
+    kind = lens_cameras.camera_type
+    fisheye = (kind == CameraType.FISHEYE.value) | (kind == CameraType.FISHEYE624.value)
     central = (coords == lenses[:, None, None, [3, 2]]).all(dim=-1, keepdim=True) & fisheye[:, None, None]
     directions = torch.where(central, directions.new_tensor([0.0, 0.0, -1.0]), directions)
     if not directions.isfinite().all():

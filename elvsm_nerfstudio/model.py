@@ -343,11 +343,14 @@ def _joined(views: Views, more: Views) -> Views:
 
 
 def _check_run(network: SceneNetwork, checkpoint: Path) -> None:
-    """Raises ValueError where a checkpoint lies in the folder of a run of another network. Its tensors do not tell all:
-    a camera encoding has none."""
-    path = checkpoint.parent.parent / "config.yml"
-    if checkpoint.suffix != ".ckpt" or not path.is_file():
-        return
-    found = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.model.network
-    if type(found) is not type(network.config) or found.describe() != network.config.describe():
+    """Raises ValueError where a checkpoint lies in the folder of a run of another network."""
+    found = network_of_run(checkpoint.parent.parent / "config.yml") if checkpoint.suffix == ".ckpt" else None
+    if found is not None and not found.is_same_as(network.config):
         raise ValueError(f"{checkpoint}: found a run of {found}, expected {network.config}")
+
+
+def network_of_run(config: Path) -> Optional[NetworkConfig]:
+    """The network of a run by its config.yml; None where there is none, or the run is of a method without."""
+    if not config.is_file():
+        return None
+    return getattr(yaml.load(config.read_text("utf8"), Loader=yaml.Loader).pipeline.model, "network", None)

@@ -20,6 +20,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from elvsm_nerfstudio.model import network_of_run
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
@@ -57,7 +58,8 @@ class EfficientLVSMTrainerConfig(TrainerConfig):
         What the run was resumed from is left as a comment only: as options, ns-eval would look for that step here.
 
         Raises:
-            CheckpointError: where the folder cannot be written to, or holds another run's checkpoints.
+            CheckpointError: where the folder cannot be written to, or holds another run's checkpoints, and where the
+                run to go on from has another network.
         """
         folder = self.get_base_dir()
         check_folder(folder, f"--output-dir {self.output_dir}")
@@ -69,6 +71,13 @@ class EfficientLVSMTrainerConfig(TrainerConfig):
                 f"{folder} is a run already, with {found[-1].name}. To go on with it, give its command again with "
                 f"--load-dir {models} (not --load-config, which drops every other option); to start anew, choose "
                 "another --timestamp or --experiment-name, or delete it"
+            )
+        network = self.pipeline.model.network
+        trained = None if source is None else network_of_run(source.parent / "config.yml")
+        if trained is not None and not trained.is_same_as(network):
+            raise CheckpointError(
+                f"{source} is of a run of {trained}; found options for {network}. Give those that it was trained with "
+                f"({source.parent / 'config.yml'})"
             )
         content = yaml.dump(replace(self, load_dir=None, load_step=None, load_checkpoint=None))
         if source is not None:

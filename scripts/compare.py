@@ -7,7 +7,7 @@
 All methods get the same context photos and cameras and are asked for the same targets; their pictures are saved
 lossless, and one code scores what was saved. Every method runs in a process of its own. Called again with the same
 --output, what has been done is kept: methods, numbers of context views and videos can be added, and what failed is
-tried again. Tables and page show what the last call names. Tables and page show what the last call names. Open OUTPUT/index.html; scripts/compare_layout.py says what
+tried again. Tables and page show what the last call names. Open OUTPUT/index.html; scripts/compare_layout.py says what
 else is in the folder.
 """
 

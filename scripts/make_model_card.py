@@ -108,11 +108,7 @@ def make_model_card(args: Args) -> Path:
         other = score(weights, config.method_name, args.scanned_data, args.work_dir)
         scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
 
-    if weights != args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.output.with_name(f".{args.output.name}.partial")
-        shutil.copyfile(weights, partial)
-        os.replace(partial, args.output)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     counts = list(scored.results["by_context_views"])
     card = args.output.with_suffix(".md")
     pictures = {name: args.output.with_name(f"{args.output.stem}_{name}.png") for name in ("views", "samples", "curve")}
@@ -132,11 +128,11 @@ def make_model_card(args: Args) -> Path:
         title=args.output.stem,
         method=config.method_name,
         file=args.output.name,
-        size=f"{args.output.stat().st_size / 1e6:.1f}",
+        size=f"{weights.stat().st_size / 1e6:.1f}",
         dtype=args.dtype,
-        sha256=sha256(args.output),
+        sha256=sha256(weights),
         network=config.pipeline.model.network.describe(),
-        parameters=f"{sum(x.numel() for x in read_weights(args.output).state.values()) / 1e6:.1f} M",
+        parameters=f"{sum(x.numel() for x in read_weights(weights).state.values()) / 1e6:.1f} M",
         image_size=f"{height} x {width}",
         steps=f"{steps:,}",
         scenes=str(datamanager.scenes_per_batch),
@@ -159,6 +155,10 @@ def make_model_card(args: Args) -> Path:
         train_objects=str(len(train)),
         credits=text.credits_table(train),
     )
+    if weights != args.output:
+        partial = args.output.with_name(f".{args.output.name}.partial")
+        shutil.copyfile(weights, partial)
+        os.replace(partial, args.output)
     write_text(card, content)
     return card
 
@@ -187,19 +187,22 @@ def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
     """
     name = f"{data.name}-{content_hash(weights)[:12]}"
     folder = work_dir / name
-    results = folder / "results.json"
-    if not results.is_file():
+    done = folder / "evaluation"
+    if not done.exists():
+        partial = folder / "evaluation.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         runs = list(folder.glob("*/run/config.yml"))
         run = RunArgs(weights, method=method, data=data, protocol=PROTOCOL, output_dir=work_dir, name=name)
         config = runs[0] if runs else make_run(run)
-        command = [Path(sys.executable).parent / "ns-eval", "--load-config", config, "--output-path", results]
-        done = subprocess.run([*map(str, command), "--render-output-path", str(folder / "pictures")])
-        if done.returncode != 0:
+        command = [Path(sys.executable).parent / "ns-eval", "--load-config", config]
+        command += ["--output-path", partial / "results.json", "--render-output-path", partial / "pictures"]
+        if subprocess.run([str(part) for part in command]).returncode != 0:
             raise ValueError(f"ns-eval of {weights} on {data} failed; its messages are above")
+        partial.rename(done)
     return Scored(
-        results=json.loads(results.read_text())["results"],
-        details=json.loads(results.with_suffix(".images.json").read_text()),
-        sheets=folder / "pictures",
+        results=json.loads((done / "results.json").read_text())["results"],
+        details=json.loads((done / "results.images.json").read_text()),
+        sheets=done / "pictures",
         scenes=json.loads((data / "scenes.json").read_text())["scenes"],
     )
 

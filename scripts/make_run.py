@@ -38,8 +38,8 @@ class Args:
     """Options."""
 
     checkpoint: Optional[Path] = None
-    """Weights: 'pretrained', those that come with this package, a file of scripts/export_weights.py, a
-    step-*.ckpt outside of its run (else --from-run), or one in the authors' layout (.pt, .safetensors). Its
+    """Weights: 'pretrained', those that come with this package, a file of scripts/export_weights.py, one in the
+    authors' layout (.pt, .safetensors), or a step-*.ckpt that is not in its run's folder any more (give --method). Its
     architecture and sizes are those of the new run."""
     from_run: Optional[Path] = None
     """Instead of --checkpoint: config.yml of the run whose weights and options are taken."""
@@ -150,8 +150,15 @@ def _config_for(checkpoint: Path, method: Optional[str]) -> TrainerConfig:
     if checkpoint.suffix == ".ckpt" and run.is_file():
         raise ValueError(f"--checkpoint {checkpoint} belongs to a run, which knows more of it; give --from-run {run}")
     network, methods = read_weights(checkpoint).config, network_methods()
+    if checkpoint.suffix == ".ckpt":
+        if method is None:
+            raise ValueError(
+                f"--checkpoint {checkpoint} tells its sizes, but not its camera encoding; say with --method what it "
+                f"was trained as ({', '.join(methods)}), or put it back into its run's folder and give --from-run"
+            )
+        return deepcopy(_find(methods, method, "--method"))
     if method is None:
-        fitting = [name for name, config in methods.items() if _same(config.pipeline.model.network, network)]
+        fitting = [name for name, config in methods.items() if config.pipeline.model.network.is_same_as(network)]
         if not fitting:
             raise ValueError(
                 f"--checkpoint {checkpoint} is of no registered method's network ({network.describe()}); say with "
@@ -186,10 +193,6 @@ def with_network(method: TrainerConfig, network: NetworkConfig, source: str) -> 
         )
     config.pipeline.model.network = network
     return config
-
-
-def _same(one: NetworkConfig, other: NetworkConfig) -> bool:
-    return type(one) is type(other) and one.describe() == other.describe()
 
 
 def _find(known: dict, name: str, option: str):

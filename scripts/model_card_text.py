@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ def _differences(config: Any, default: Any, prefix: str = "") -> list[tuple[str,
             continue
         value, other = get(config, name), get(default, name)
         option = f"{prefix}{name.replace('_', '-')}"
-        if (is_dataclass(value) or isinstance(value, dict)) and type(value) is type(other):
+        alike = type(value) is type(other) and (not isinstance(value, dict) or set(value) == set(other))
+        if alike and (is_dataclass(value) or isinstance(value, dict)):
             options += _differences(value, other, f"{option}.")
         elif value != other:
-            options.append((option, " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)))
+            options.append((option, _as_arguments(value)))
     return options
+
+
+def _as_arguments(value: Any) -> str:
+    if isinstance(value, dict):
+        value = tuple(chain.from_iterable(value.items()))
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def credits_table(scenes: Sequence[Mapping[str, str]]) -> str:

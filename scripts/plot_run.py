@@ -88,7 +88,7 @@ def _row(event: ScalarEvent, start: float) -> dict[str, float]:
 def write_curves(path: Path, curves: Mapping[str, Curve]) -> None:
     """A picture of curves by name."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), dpi=110, sharey=True, layout="constrained")
-    for axis, key, label in zip(axes, ("step", "minutes"), ("steps", "minutes of training, evaluation included")):
+    for axis, key, label in zip(axes, ("step", "minutes"), ("steps", "minutes since the start, breaks included")):
         for name, curve in curves.items():
             style = dict(alpha=0.3, linewidth=1) if name == TRAINING else dict(marker="o", markersize=3)
             axis.plot([row[key] for row in curve], [row["psnr"] for row in curve], label=name, **style)

@@ -92,7 +92,7 @@ def run_study(args: Args) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     with layout.locked() as lock:
         keep_settings(layout, settings)
-        for variant in variants:
+        for variant in VARIANTS:  # also of those that are only reported
             find_plan(layout, settings, variant)
         study = Study(layout, settings, lock)
         study.run(variants, args.seeds, args.score_test)

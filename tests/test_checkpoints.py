@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,14 @@ def test_a_run_is_not_written_into_another_one_nor_to_where_nothing_can_be_writt
     replace(config, load_dir=models, load_step=4).save_config()
     after = (config.get_base_dir() / "config.yml").read_text()
     assert after == f"# resumed from {models}\n{before}"  # ns-eval would look for load_step
+
+    other = deepcopy(config)
+    other.pipeline.model.network.camera_encoding = "prope"  # of which checkpoints say nothing
+    with pytest.raises(CheckpointError, match=f"{models} is of a run of .*'none'.*found options for .*'prope'"):
+        replace(other, load_dir=models).save_config()
+    with pytest.raises(CheckpointError, match=f"{models} is of a run of"):
+        replace(other, load_checkpoint=checkpoint_path(models, 4)).save_config()
+    assert (config.get_base_dir() / "config.yml").read_text() == after
 
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="--output-dir .*file: .* cannot be written to"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,23 @@ def test_exported_weights_are_those_that_the_run_renders_with(trained, tmp_path,
     last = trained.parent / "nerfstudio_models/step-000000001.ckpt"
     with pytest.raises(ValueError, match=f"belongs to a run.*give --from-run {trained}"):
         make_run(Args(checkpoint=last, data=scene, output_dir=tmp_path / "out"))
+
+
+def test_a_checkpoint_without_its_run_needs_its_method(tmp_path, scene):
+    """Its tensors are those of efficient-lvsm-tiny too, which renders other pictures with them."""
+    network = method_configs.efficient_lvsm_plus_tiny.config.pipeline.model.network
+    state = {f"_model.network.{name}": x for name, x in network.build().state_dict().items()}
+    torch.save({"step": 7, "pipeline": state}, tmp_path / "step-000000007.ckpt")
+    args = Args(checkpoint=tmp_path / "step-000000007.ckpt", data=scene, output_dir=tmp_path / "out")
+    with pytest.raises(ValueError, match="not its camera encoding; say with --method .*efficient-lvsm-plus-tiny"):
+        make_run(args)
+    with pytest.raises(ValueError, match="width 256.*expected .*width 768"):
+        make_run(replace(args, method="efficient-lvsm-plus"))
+    made = make_run(replace(args, method="efficient-lvsm-plus-tiny"))
+    _, pipeline, _, _ = setup(made)
+    assert pipeline.model.config.network == network
+    head = pipeline.model.network.head.weight
+    assert torch.equal(head, state["_model.network.head.weight"])
 
 
 def test_a_wrong_checkpoint_is_an_error_of_its_option(collection, tmp_path, trained):

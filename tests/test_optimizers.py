@@ -39,6 +39,25 @@ def test_gradients_are_clipped_to_a_global_norm():
     assert torch.allclose(params[0].grad, torch.full((4, 3), 3.0 / norm), atol=1e-5)
 
 
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_step_is_a_change_of_weights(muon):
+    """Fused AdamW does not count its writes, and a memory encoded before would be taken for a current one."""
+    network = EfficientLVSMConfig(width=32, num_layers=1, head_dim=16).build()
+    mark_hidden(network)
+    optimizer = AdamWOptimizerConfig(muon=muon).setup(params=network.parameters())
+    for p in network.parameters():
+        p.grad = torch.full_like(p, 0.01)
+    before, versions = network.weights_token(), [p._version for p in network.parameters()]
+    optimizer.step()
+    assert network.weights_token() is not before
+    assert all(p._version > version for p, version in zip(network.parameters(), versions))
+    after = network.weights_token()
+    for p in network.parameters():
+        p.grad.fill_(math.nan)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1 and network.weights_token() is after
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e3])
 def test_untrustworthy_steps_are_skipped_counted_and_stopped(bad):
     params = parameters()

@@ -126,11 +126,12 @@ def test_options_that_cannot_be_used_are_named_before_anything_runs(data, tmp_pa
 
 
 def test_a_study_goes_on_with_the_same_options_alone(data, tmp_path):
+    from run_study import Args, run_study
     from study_layout import Layout, keep_settings
     from study_training import find_plan, make_plan
     from study_variants import find_variants
 
-    layout, settings = Layout(tmp_path), settings_of(data)
+    layout, settings = Layout(tmp_path.resolve()), settings_of(data)
     keep_settings(layout, settings)
     keep_settings(layout, settings)
     with pytest.raises(ValueError, match="--num-target-views: .* holds a study with 2; expected the same, found 3"):
@@ -141,6 +142,12 @@ def test_a_study_goes_on_with_the_same_options_alone(data, tmp_path):
     assert find_plan(layout, settings, plus) == plan and plan.steps == 16
     with pytest.raises(ValueError, match="plus was trained there as efficient-lvsm-plus-tiny"):
         find_plan(layout, settings, replace(plus, options={"ema-decay": "0.9"}))
+
+    # A row that is only reported is not to be one of other options either.
+    (paper,) = find_variants(["paper-exact"])
+    make_plan(layout, settings, replace(paper, options={"ema-decay": "0.9"}), 42, lock=-1, tick=quiet)
+    with pytest.raises(ValueError, match="paper-exact was trained there as efficient-lvsm-tiny"):
+        run_study(Args(data, tmp_path, ("plus",), steps=16, minutes=1.0, context_views=(1, 2, 4), num_target_views=2))
 
 
 def test_two_studies_never_share_a_folder(tmp_path):

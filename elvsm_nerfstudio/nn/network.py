@@ -55,6 +55,11 @@ class NetworkConfig:
             f"mlp {self.mlp_ratio}"
         )
 
+    def is_same_as(self, other: NetworkConfig) -> bool:
+        """Whether weights of the one are weights of the other; how they are initialised does not matter. Tensors do
+        not tell: a camera encoding has none."""
+        return type(self) is type(other) and self.describe() == other.describe()
+
 
 class SceneNetwork(nn.Module, ABC):
     """``forward = decode(encode(context), target)``.

@@ -75,7 +75,7 @@ def load_weights(network: SceneNetwork, path: Path) -> None:
     """
     weights = read_weights(path)
     expected = network.config if weights.complete else _told_by_shapes(network)
-    if type(expected) is not type(weights.config) or expected.describe() != weights.config.describe():
+    if not expected.is_same_as(weights.config):
         raise ValueError(f"{path}: found weights of {_name(weights.config)}, expected {_name(expected)}")
     try:
         check_state(network, weights.state)

@@ -86,7 +86,12 @@ class Guarded(Optimizer):
         self.skips_in_a_row = 0
         if gradients:
             torch._foreach_mul_(gradients, min(1.0, self.clip_norm / (self.gradient_norm + 1e-6)))
-        return super().step(closure)
+        loss = super().step(closure)
+        # Fused kernels do not count as changes; WeightsWatch, by which memories are encoded anew, must see them.
+        for group in self.param_groups:
+            for p in group["params"]:
+                torch.autograd.graph.increment_version(p)
+        return loss
 
 
 class GuardedAdamW(Guarded, torch.optim.AdamW):
