@@ -16,8 +16,9 @@ from elvsm_nerfstudio.views import Views
 # nerfstudio 1.1.5 indexes tensors with lists; it works, but torch says so at six places of every program.
 warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
 
-CENTRAL_CAMERAS = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.FISHEYE624)
-"""Camera types whose rays all pass through one point, which is what a context or target view has to be."""
+CENTRAL_CAMERAS = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR)
+"""Camera types whose rays all pass through one point, which is what a context or target view has to be. FISHEYE624 is
+not among them: nerfstudio's rays of several of these are all of the first one's lens."""
 
 
 def views_from_cameras(
@@ -102,8 +103,7 @@ def _directions(
     index = torch.arange(len(lenses), device=lenses.device)[:, None, None, None].expand(-1, *size, 1)
     directions = lens_cameras.generate_rays(camera_indices=index, coords=coords).directions
     # nerfstudio divides 0 by 0 for a fisheye's central ray, which looks straight ahead.
-    kind = lens_cameras.camera_type
-    fisheye = (kind == CameraType.FISHEYE.value) | (kind == CameraType.FISHEYE624.value)
+    fisheye = lens_cameras.camera_type == CameraType.FISHEYE.value
     central = (coords == lenses[:, None, None, [3, 2]]).all(dim=-1, keepdim=True) & fisheye[:, None, None]
     directions = torch.where(central, directions.new_tensor([0.0, 0.0, -1.0]), directions)
     if not directions.isfinite().all():

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager
+from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
@@ -65,7 +66,8 @@ def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManag
 
 
 class Evaluator:
-    """Walks the evaluated scenes, every one of them; nothing is left out, so anything unreadable stops it."""
+    """Walks the evaluated scenes, every one of them; nothing is left out, so anything unreadable stops it, but for the
+    val scenes of a training, which are reported and left out."""
 
     def __init__(self, model: EfficientLVSMModel, datamanager: ViewSetDataManager, protocol: Protocol):
         self.model, self.datamanager, self.protocol = model, datamanager, protocol
@@ -83,9 +85,12 @@ class Evaluator:
         among_context = 0
         entries = self.datamanager.eval_entries
         with _progress("Evaluating scenes") as progress:
-            self.score(self.scene(entries[0], max_targets=1))  # warm-up, not timed
             for entry in progress.track(entries):
                 scene = self.scene(entry)
+                if scene is None:
+                    continue
+                if not results:
+                    self.score(self.scene(entry, max_targets=1))  # warm-up, not timed
                 fingerprint.add(scene.name, (*scene.context_names, *scene.target_names), scene.views)
                 among_context += len(set(scene.context_names) & set(scene.target_names))
                 scored = self.score(scene)
@@ -95,6 +100,8 @@ class Evaluator:
                     result.rgb = result.rgb.new_empty(0)  # rows are kept, pictures are not
                 results += [(scene.name, result) for result in scored]
 
+        if not results:
+            raise DataError("none of the evaluated scenes can be used; the reasons are above")
         rows = [
             {"scene": scene, "image": r.image, "context_views": r.context_views, **r.metrics} for scene, r in results
         ]
@@ -110,11 +117,15 @@ class Evaluator:
                 "data": {
                     "path": str(self.datamanager.config.data),
                     "split": self.datamanager.test_split,
-                    "num_scenes": len(entries),
+                    "num_scenes": len({scene for scene, _ in results}),
                     "index": index and str(index.path),
                     "null_entries_of_the_index": index and index.num_null,
                     "targets_that_are_context": among_context,
                     "fingerprint": fingerprint.hexdigest(),
+                },
+                "rendering": {
+                    "nearest_views": self.model.config.nearest_views,
+                    "precision": self.model.config.precision,
                 },
                 "code": code_version(),
             },
@@ -132,9 +143,9 @@ class Evaluator:
             },
         )
 
-    def scene(self, entry: SceneEntry, max_targets: Optional[int] = None) -> EvaluationScene:
-        """A scene with the protocol's views and images."""
-        return self.datamanager.evaluation_scene(entry, self.protocol.views, self.images, max_targets)
+    def scene(self, entry: SceneEntry, max_targets: Optional[int] = None) -> Optional[EvaluationScene]:
+        """A scene with the protocol's views and images; None for a val scene that cannot be used."""
+        return self.datamanager.usable_scene(entry, self.protocol.views, self.images, max_targets)
 
     def score(self, scene: EvaluationScene) -> list[ImageResult]:
         """Renders and scores each target of a scene from each number of context views."""

@@ -69,6 +69,9 @@ class EfficientLVSMPipeline(VanillaPipeline):
         # An unknown name is an error now and not after the training.
         self._protocol = None if config.protocol is None else find_protocol(config.protocol)
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        if test_mode != "val":
+            # ns-render makes data managers of other splits from this config, for the cameras of the scene shown here.
+            self.datamanager.config.scene = self.datamanager.shown.name
         # Without targets in the canonical frame there is no need to decode them all.
         max_targets = None if config.model.canonical_frame == "context+target" else 1
         pool = ContextPool.of_shown_scene(self.datamanager)
@@ -145,8 +148,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
         """
         with self._evaluating():
             evaluator = Evaluator(self.model, self.datamanager, configured_protocol(self.model, self.datamanager))
-            entries = self.datamanager.eval_entries
-            scene = evaluator.scene(entries[step % len(entries)], self.datamanager.config.num_target_views)
+            scene = self.datamanager.scene_of_step(step)
             results = evaluator.score(scene)
             height, width = results[0].rgb.shape[:2]
             context, targets = (list(views.rgb[0]) for views in (scene.views.context, scene.views.target))
@@ -221,7 +223,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
 def _ns_eval_output() -> Optional[Path]:
     """Where the running ns-eval will write its JSON, which it does not tell the pipeline; None in other programs."""
-    if Path(sys.argv[0]).stem not in ("ns-eval", "eval"):
+    module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of python -m
+    if Path(sys.argv[0]).stem != "ns-eval" and module != "nerfstudio.scripts.eval":
         return None
     import tyro
     from nerfstudio.scripts.eval import ComputePSNR

@@ -288,7 +288,8 @@ def test_training_stops_where_no_scene_can_be_used(tmp_path):
 
 
 def write_colmap_scene(folder: Path, num_frames: int = 8) -> Path:
-    """The spheres as COLMAP's text model: world-to-camera quaternions and translations, OpenCV."""
+    """The spheres as COLMAP's text model: world-to-camera quaternions and translations, OpenCV; without points, and
+    images numbered backwards, as they need not be in the order of their names."""
     from viser.transforms import SO3
 
     write_scene(folder, num_frames=num_frames)
@@ -302,9 +303,8 @@ def write_colmap_scene(folder: Path, num_frames: int = 8) -> Path:
     for i, frame in enumerate(meta["frames"]):
         world_to_camera = np.linalg.inv(np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1]))
         pose = [*SO3.from_matrix(world_to_camera[:3, :3]).wxyz, *world_to_camera[:3, 3]]
-        lines += [f"{i + 1} {' '.join(map(str, pose))} 1 {Path(frame['file_path']).name}", "0 0 -1"]
+        lines += [f"{num_frames - i} {' '.join(map(str, pose))} 1 {Path(frame['file_path']).name}", "0 0 -1"]
     (model / "images.txt").write_text("\n".join(lines) + "\n")
-    (model / "points3D.txt").write_text("1 0 0 0 255 255 255 0.1 1 0\n")
     return folder
 
 
@@ -312,7 +312,16 @@ def test_colmap_scenes_open_through_their_dataparser(tmp_path):
     folder = write_colmap_scene(tmp_path / "capture")
     scenes = SceneCollection.open(folder, ColmapDataParserConfig())
     scene = scenes.load(scenes.entries[0])
-    assert scene.num_frames == 8 and scene.eval_frames == (0,)
+    assert scene.num_frames == 8 and scene.frame_names == [f"{i:03d}" for i in range(8)]
+    # Every eighth of COLMAP's numbers.
+    assert scene.eval_frames == (7,) and scene.train_frames == tuple(range(7))
+    for other in ("b", "c"):
+        write_colmap_scene(tmp_path / "many" / other)
+    shutil.copytree(folder, tmp_path / "many" / "a")
+    collection = SceneCollection.open(tmp_path / "many", ColmapDataParserConfig())
+    whole = collection.load(next(entry for entry in collection.entries if entry.name == "a"))
+    assert whole.frame_names == scene.frame_names
+    assert torch.allclose(whole.cameras.camera_to_worlds, scene.cameras.camera_to_worlds, atol=1e-6)
     write_scene(tmp_path / "plain")
     plain = opened(tmp_path / "plain").load(opened(tmp_path / "plain").entries[0])
     # The same cameras up to the dataparsers' similarity transforms, which the canonical frame cancels.
@@ -320,3 +329,41 @@ def test_colmap_scenes_open_through_their_dataparser(tmp_path):
     canonical = [CanonicalFrame.estimate(v.camera_to_world).apply(v.camera_to_world) for v in views]
     assert torch.allclose(canonical[0], canonical[1], atol=1e-4)
     assert torch.allclose(views[0].directions, views[1].directions, atol=1e-6)
+
+
+def test_captures_that_list_train_and_val_alone_open(tmp_path):
+    folder = write_scene(tmp_path / "capture")
+    names = [f"images/{i:03d}.png" for i in range(8)]
+    edit_json(folder / "transforms.json", lambda m: m.update(train_filenames=names[:5], val_filenames=names[5:]))
+    scene = opened(folder).load(opened(folder).entries[0])
+    assert scene.train_frames == (0, 1, 2, 3, 4) and scene.eval_frames == (5, 6, 7)
+
+
+def test_frames_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    folder = write_scene(tmp_path / "rig", num_frames=4)
+    for camera, numbers in (("left", (0, 1)), ("right", (2, 3))):
+        (folder / camera).mkdir()
+        for number in numbers:
+            (folder / f"images/{number:03d}.png").rename(folder / camera / f"{number % 2}.png")
+
+    def move(meta: dict) -> None:
+        for number, frame in enumerate(meta["frames"]):
+            frame["file_path"] = f"{('left', 'right')[number // 2]}/{number % 2}.png"
+
+    edit_json(folder / "transforms.json", move)
+    scene = opened(folder).load(opened(folder).entries[0])
+    assert scene.frame_names == ["00000_0", "00001_1", "00002_0", "00003_1"]
+
+
+def test_cameras_that_nerfstudio_has_no_exact_rays_for_are_refused(tmp_path):
+    folder = write_scene(tmp_path / "aria")
+    edit_json(folder / "transforms.json", lambda m: m.update(camera_model="FISHEYE624", fisheye_crop_radius=9))
+    with pytest.raises(DataError, match="camera 0 is of type FISHEYE624; expected one of PERSPECTIVE"):
+        opened(folder).load(opened(folder).entries[0])
+
+
+def test_images_too_large_to_be_opened_are_named(tmp_path, monkeypatch):
+    folder = write_scene(tmp_path / "large")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="000.png cannot be read .*exceeds limit"):
+        read_image(folder / "images/000.png", (20, 26), IMAGES)

@@ -94,6 +94,10 @@ def test_offsets_are_found_once_and_kept_beside_the_data_or_in_the_cache(chunks,
     with monkeypatch.context() as patch:
         patch.setattr(chunks_module, "_find_places", lambda chunk: pytest.fail("the kept offsets are not used"))
         assert chunks_module.read_scene(folder / "test", key).image_places == first.image_places
+    # Cut off, as by a crash: found anew.
+    (folder / "test/.offsets/000000.npz").write_bytes(b"")
+    chunks_module._chunk_index.cache_clear()
+    assert load(folder, f"{20:016x}").num_frames == 8
     # Another chunk under the same name: the kept offsets are stale.
     rewrite(folder / "test", lambda scenes: scenes.reverse())
     chunks_module._chunk_index.cache_clear()
@@ -136,6 +140,22 @@ def test_other_methods_read_chunks_through_nerfstudio(chunks, tmp_path):
     # Without a key it is the first scene; the plugin finds both by its name on the command line.
     first = RealEstate10KDataParserConfig(data=chunks, extract_images=False).setup().get_dataparser_outputs("train")
     assert first.image_filenames[0].parent.name == f"{0:016x}"
+
+
+def test_scenes_of_one_key_in_several_data_sets_keep_their_own_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, seed in (("one", 1), ("two", 2)):
+        scene = {**sphere_scene(seed), "key": "room"}
+        write_chunk_split(tmp_path / name / "test", [[scene]])
+        parser = RealEstate10KDataParserConfig(data=tmp_path / name / "test/room")
+        files = parser.setup().get_dataparser_outputs("train").image_filenames
+        assert files[0].read_bytes() == scene["images"][int(files[0].stem)].numpy().tobytes(), name
+        # Our own methods extract nothing, and read each frame's own image.
+        read = opened(tmp_path / name / "test/room").load(opened(tmp_path / name / "test/room").entries[0])
+        assert isinstance(read.outputs.metadata["encoded_images"][0], bytes) and read.num_frames == 8
+        for frame, image in enumerate(scene["images"]):
+            assert read.outputs.metadata["encoded_images"][frame] == image.numpy().tobytes()
+    assert len(list((tmp_path / "cache/elvsm-nerfstudio/extracted_images").iterdir())) == 2
 
 
 def test_splatfactos_data_manager_reads_a_scene_of_chunks(chunks, tmp_path):
@@ -287,6 +307,24 @@ def test_posed_json_and_chunks_of_the_same_scene_are_the_same(posed_lists, chunk
     one, other = (read_sample(load(path, key), choice, SQUARE) for path in (posed_lists, chunks))
     assert torch.equal(one.rgb, other.rgb) and torch.allclose(one.intrinsics, other.intrinsics, atol=1e-5)
     assert torch.allclose(one.camera_to_worlds, other.camera_to_worlds, atol=1e-5)
+
+
+def test_paths_from_where_the_official_preprocessing_was_started(posed_lists, tmp_path, monkeypatch):
+    """It writes what it was called with, e.g. lvsm/train/images/KEY/00000.png, into lvsm/train/metadata/KEY.json."""
+    key = f"{20:016x}"
+    scene = posed_lists / "test/metadata" / f"{key}.json"
+    expected = load(posed_lists, key).outputs.image_filenames
+
+    def spell(meta: dict) -> None:
+        for frame, file in zip(meta["frames"], expected):
+            frame["image_path"] = str(file.resolve().relative_to(tmp_path.resolve()))
+
+    edit_json(scene, spell)
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        found = load(posed_lists, key).outputs.image_filenames
+        assert len(found) == 8 and all(file.samefile(other) for file, other in zip(found, expected))
 
 
 def test_lists_have_splits_and_are_opened_without_opening_scenes(posed_lists):

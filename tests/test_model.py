@@ -144,6 +144,23 @@ def test_image_size_must_fit_the_patches(collection):
         tiny_pipeline(collection, image_size=(20, 16))
 
 
+def test_training_reports_val_scenes_that_cannot_be_used_and_goes_on(tmp_path):
+    write_collection(tmp_path, "train train val val val test", num_frames=6)
+    pipeline = tiny_pipeline(tmp_path, "val")
+    images = sorted((tmp_path / "scene_3" / "images").iterdir())
+    for image in images:
+        image.write_bytes(image.read_bytes()[:60])
+    whole = pipeline.get_average_eval_image_metrics()
+    assert whole["num_scenes"] == 2 and any("scene_3" in reason for reason in pipeline.datamanager.skipped_scenes)
+    seen = {pipeline.datamanager.scene_of_step(step).name for step in range(0, 10_000, 500)}
+    assert seen == {"scene_2", "scene_4"}
+    for image in [*(tmp_path / "scene_2/images").iterdir(), *(tmp_path / "scene_4/images").iterdir()]:
+        image.unlink()
+    for evaluate in (pipeline.get_average_eval_image_metrics, lambda: pipeline.get_eval_loss_dict(step=500)):
+        with pytest.raises(DataError, match="can be used; the reasons are above"):
+            evaluate()
+
+
 def test_evaluation_stops_at_an_unreadable_image(tmp_path):
     write_collection(tmp_path, "train val test test", num_frames=6)
     pipeline = tiny_pipeline(tmp_path)
@@ -163,10 +180,43 @@ def test_single_scene_with_too_few_frames_to_train_on(tmp_path):
         pipeline.datamanager.next_train(0)
 
 
-def test_single_scene_without_held_out_frames(tmp_path):
-    data = write_scene(tmp_path / "few", num_frames=5)
-    with pytest.raises(DataError, match="few has 5 frames for context and 0 others for targets.*train-split-fraction"):
-        tiny_pipeline(data)
+@pytest.mark.parametrize("num_frames, num_context", [(2, 2), (5, 4), (12, 4)])
+def test_a_few_photos_can_be_looked_at_but_not_scored(tmp_path, num_frames, num_context):
+    """Of up to 9 nerfstudio's dataparser holds out none, and there may be fewer than the context views asked for."""
+    data = write_scene(tmp_path / "few", num_frames=num_frames)
+    pipeline = tiny_pipeline(data, "inference", num_context_views=4)
+    assert len(pipeline.datamanager.train_dataset) == num_context
+    camera = pipeline.datamanager.eval_dataset.cameras[:1]
+    assert pipeline.model.get_outputs_for_camera(camera)["rgb"].shape == (16, 16, 3)
+    if num_frames > 9:
+        assert pipeline.get_average_eval_image_metrics()["num_images"] == 1
+        return
+    message = (
+        f"few has {num_frames} frames for context and 0 others for targets.*train-split-fraction.*evaluation index"
+    )
+    with pytest.raises(DataError, match=message):
+        pipeline.get_average_eval_image_metrics()
+    with pytest.raises(DataError, match=message):
+        tiny_pipeline(data, "val")
+
+
+def test_targets_of_an_index_are_not_trained_on(tmp_path):
+    data = write_scene(tmp_path / "capture", num_frames=12)
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"capture": {"context": [0, 5], "target": [3, 4]}}))
+    datamanager = tiny_pipeline(data, "val", evaluation_index=index).datamanager
+    scene = datamanager.collection.load(datamanager.shown)
+    assert {3, 4} <= set(scene.eval_frames) and not {3, 4} & set(scene.train_frames)
+    assert len(scene.train_frames) == 12 - len(scene.eval_frames) and len(scene.train_frames) >= 9
+    assert datamanager.shown_scene().target_names == ("003", "004")
+
+
+def test_ns_render_shows_the_scene_whose_context_is_held(collection):
+    """It makes a data manager of another split from the same config, for the cameras."""
+    pipeline = tiny_pipeline(collection, "inference")
+    other = pipeline.config.datamanager.setup(test_mode="val", device="cpu")
+    assert pipeline.datamanager.shown.name == other.shown.name == "scene_5"
+    assert other.shown.split == "test"
 
 
 def test_unknown_scene_to_show_and_missing_split(tmp_path, collection):

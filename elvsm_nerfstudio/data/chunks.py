@@ -131,8 +131,8 @@ def _chunk_index(chunk: Path) -> Mapping[str, np.ndarray]:
                 kept = dict(file)
             if np.array_equal(kept["state"], state):
                 return kept
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            continue  # absent, half written by an older version, or of another file: made anew below
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # absent, cut off, of an older version, or of another file: made anew below
     index = {"state": state, **_find_places(chunk)}
     for path in candidates:
         try:

@@ -52,9 +52,7 @@ class ContextPool:
         listed = index is not None and scene.name in index.choices
         kept_out = set(targets) if listed or not datamanager.collection.whole_scenes else set()
         frames = tuple(sorted(set(scene.train_frames) - kept_out | set(context)))
-        names = tuple(scene.frame_name(frame) for frame in frames)
-        if len(set(names)) < len(names):  # the same name in several folders
-            names = tuple(f"{frame}: {name}" for frame, name in zip(frames, names))
+        names = tuple(scene.frame_names[frame] for frame in frames)
         images = datamanager.config.images
 
         def read(frame: int) -> Views:

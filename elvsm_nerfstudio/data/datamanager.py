@@ -193,6 +193,8 @@ class ViewSetDataManager(VanillaDataManager):
             if left_out:
                 CONSOLE.print(f"[bold yellow]{left_out} test scenes are not in {self.evaluation_index.path}: left out")
             self.eval_entries = listed
+        if self.evaluation_index is not None and not self.collection.whole_scenes:
+            self.collection.hold_out({name: choice.target for name, choice in self.evaluation_index.choices.items()})
         self.skipped_scenes: dict[str, int] = {}
         self._batches: Optional[Iterator[Sample]] = None
         self._next_step = -1
@@ -225,8 +227,8 @@ class ViewSetDataManager(VanillaDataManager):
 
     @property
     def _shown_views(self) -> ViewRule:
-        # Whether an index names context frames as targets is a matter of scores, and nothing is scored here.
-        return replace(self.evaluation_views, targets_may_be_context=True)
+        # Which views there are, and whether targets are among the context, is a matter of scores: none are given here.
+        return replace(self.evaluation_views, targets_may_be_context=True, as_many_as_there_are=True)
 
     def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
         """Context and targets of the scene that the viewer and ns-render show."""
@@ -235,6 +237,9 @@ class ViewSetDataManager(VanillaDataManager):
     def setup_train(self) -> None:
         if self.test_mode == "val" and not self.train_entries:
             raise DataError(f"{self.config.data} has no scene in its train split; give one to it in scenes.json")
+        if self.test_mode == "val" and not self.collection.whole_scenes:
+            # Better now than at the first evaluation.
+            choose_evaluation_views(self.collection.load(self.shown), self.evaluation_index, self.evaluation_views)
 
     def setup_eval(self) -> None:
         loader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
@@ -301,10 +306,35 @@ class ViewSetDataManager(VanillaDataManager):
     # Evaluation
 
     def next_eval(self, step: int) -> tuple[ViewSet, dict[str, Any]]:
-        """One evaluated scene, with as many targets as in training; steps walk through all scenes."""
-        entry = self.eval_entries[step % len(self.eval_entries)]
-        views = self.evaluation_scene(entry, max_targets=self.config.num_target_views).views
+        """A step's evaluated scene, with as many targets as in training."""
+        views = self.scene_of_step(step).views
         return views, {"image": views.target.rgb}
+
+    def scene_of_step(self, step: int) -> EvaluationScene:
+        """One of the evaluated scenes that can be used, with as many targets as in training.
+
+        Raises:
+            DataError: where none can.
+        """
+        # Steps come in hundreds: modulo the number of scenes they would give a few of them again and again.
+        first, count = mix_seed(0, 5, step), len(self.eval_entries)
+        for i in range(count):
+            entry = self.eval_entries[(first + i) % count]
+            scene = self.usable_scene(entry, max_targets=self.config.num_target_views)
+            if scene is not None:
+                return scene
+        raise DataError(f"no {self.test_split} scene of {self.config.data} can be used; the reasons are above")
+
+    def usable_scene(self, entry: SceneEntry, *rule, **options) -> Optional[EvaluationScene]:
+        """As ``evaluation_scene``; in training, which must not end by it, None for one that cannot be used: reported
+        like scenes to train on."""
+        try:
+            return self.evaluation_scene(entry, *rule, **options)
+        except DataError as error:
+            if self.test_split == "test":
+                raise
+            self._report([str(error)])
+            return None
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """One target of the scene that is shown."""
@@ -334,8 +364,8 @@ class ViewSetDataManager(VanillaDataManager):
             name=entry.name,
             views=Sample.collate([read_sample(scene, choice, images)]).view_set(self.device),
             cameras=scene.cropped_cameras(choice.target, images).to(self.device),
-            context_names=tuple(scene.frame_name(frame) for frame in choice.context),
-            target_names=tuple(scene.frame_name(frame) for frame in choice.target),
+            context_names=tuple(scene.frame_names[frame] for frame in choice.context),
+            target_names=tuple(scene.frame_names[frame] for frame in choice.target),
         )
 
     def _entry_to_show(self) -> SceneEntry:

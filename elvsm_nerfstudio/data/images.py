@@ -60,7 +60,7 @@ def read_image(
             image = _composite(opened, spec.background)
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"image {path} cannot be read ({error}); replace it or take its frame out") from error
     if abs(image.height - camera_size[0]) > 1 or abs(image.width - camera_size[1]) > 1:
         raise DataError(

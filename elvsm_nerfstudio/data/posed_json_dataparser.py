@@ -25,7 +25,8 @@ class PosedJsonDataParserConfig(PosedFramesDataParserConfig):
     _target: type = field(default_factory=lambda: PosedJson)
     """target class to instantiate"""
     data: Path = Path()
-    """The scene's JSON. Image paths are relative to it."""
+    """The scene's JSON. Image paths are relative to its folder or, as the official preprocessing writes them, to where
+    it was started: the working folder, or one above the JSON."""
 
 
 class PosedJson(DataParser):
@@ -36,7 +37,9 @@ class PosedJson(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:
         path = self.config.data
         frames = self._read(path)
-        names = [path.parent / frame["image_path"] for frame in frames]
+        folders = (path.parent, Path(), *path.parents)
+        base = next((folder for folder in folders if (folder / frames[0]["image_path"]).is_file()), path.parent)
+        names = [base / frame["image_path"] for frame in frames]
         if not all("w" in frame and "h" in frame for frame in frames):
             try:
                 with Image.open(names[0]) as image:

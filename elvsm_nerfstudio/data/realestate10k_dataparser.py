@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -81,7 +82,10 @@ class RealEstate10K(DataParser):
         return outputs
 
     def _extract(self, scene: ChunkScene, names: Sequence[Path]) -> list[Path]:
-        folder = (self.config.extracted_images or user_cache("extracted_images")) / scene.key
+        # Keys are no names: other data sets, or the same one in another size, have the same.
+        status = scene.chunk.stat()
+        origin = hashlib.sha256(f"{scene.chunk.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+        folder = (self.config.extracted_images or user_cache("extracted_images")) / f"{scene.key}-{origin[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / name.name for name in names]
         for frame, file in enumerate(files):

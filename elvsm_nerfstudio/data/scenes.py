@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import check_cameras
@@ -57,7 +58,7 @@ class Scene:
 
     name: str
     outputs: DataparserOutputs
-    """All frames, in order of their file names."""
+    """All frames, in order of their file names; of chunks and posed JSONs in their own order."""
     train_frames: tuple[int, ...]
     """Frames to train on, and to take context views from."""
     eval_frames: tuple[int, ...]
@@ -77,8 +78,13 @@ class Scene:
     def num_frames(self) -> int:
         return len(self.outputs.image_filenames)
 
-    def frame_name(self, frame: int) -> str:
-        return self.outputs.image_filenames[frame].stem
+    @cached_property
+    def frame_names(self) -> list[str]:
+        """What to call the frames: the names of their files, with their number where folders have the same ones."""
+        stems = [file.stem for file in self.outputs.image_filenames]
+        if not duplicates(stems):
+            return stems
+        return [f"{frame:05d}_{stem}" for frame, stem in enumerate(stems)]
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -140,8 +146,12 @@ class Scene:
             if frame in first:
                 pixels[i] = pixels[first[frame]]
                 continue
-            content = None if encoded is None else encoded[frame]
-            pixels[i] = read_image(self.outputs.image_filenames[frame], self.sizes[frame], spec, content)
+            file = self.outputs.image_filenames[frame]
+            try:
+                content = None if encoded is None else encoded[frame]
+            except OSError as error:
+                raise DataError(f"image {file} cannot be read ({error})") from error
+            pixels[i] = read_image(file, self.sizes[frame], spec, content)
             first[frame] = i
         return images
 
@@ -161,6 +171,7 @@ class SceneCollection:
         self.entries = list(entries)
         self.dataparser = dataparser
         self.whole_scenes = whole_scenes
+        self._held_out: dict[str, frozenset[int]] = {}
         self._parsed: OrderedDict[str, Scene] = OrderedDict()
         self._parsed_frames = 0
 
@@ -209,6 +220,12 @@ class SceneCollection:
         """The scenes of a split, in their fixed order."""
         return [entry for entry in self.entries if entry.split == split]
 
+    def hold_out(self, frames: Mapping[str, Collection[int]]) -> None:
+        """Takes frames out of those that a capture is trained on: targets that an index names, by scene."""
+        self._held_out = {name: frozenset(held_out) for name, held_out in frames.items()}
+        self._parsed.clear()
+        self._parsed_frames = 0
+
     def load(self, entry: SceneEntry) -> Scene:
         """The scene, parsed and checked; kept for the next time within bounds.
 
@@ -228,7 +245,7 @@ class SceneCollection:
     def _parse(self, entry: SceneEntry) -> Scene:
         try:
             if self.whole_scenes:
-                outputs = _parser_config_for_whole_scene(self.dataparser, entry.path).setup().get_dataparser_outputs()
+                outputs = _all_frames(self.dataparser, entry.path)
                 frames = tuple(range(len(outputs.image_filenames)))
                 scene = Scene(entry.name, outputs, frames, frames)
             else:
@@ -245,18 +262,27 @@ class SceneCollection:
         return scene
 
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
-        parser = dataclasses.replace(self.dataparser, data=entry.path).setup()
-        train, test = parser.get_dataparser_outputs("train"), parser.get_dataparser_outputs("test")
-        files = [*train.image_filenames, *test.image_filenames]
-        first = {file: i for i, file in reversed(list(enumerate(files)))}
-        ordered = sorted(first)
-        cameras = _concatenate([train.cameras, test.cameras])[torch.tensor([first[file] for file in ordered])]
-        position = {file: i for i, file in enumerate(ordered)}
+        parser = _parser_config(self.dataparser, entry.path).setup()
+        train = parser.get_dataparser_outputs("train")
+        try:
+            test = parser.get_dataparser_outputs("test")
+        except RuntimeError as error:
+            if "split test is missing" not in str(error):
+                raise
+            test = parser.get_dataparser_outputs("val")  # a transforms.json that lists files of train and val alone
+        if isinstance(self.dataparser, PosedFramesDataParserConfig):
+            outputs = _all_frames(self.dataparser, entry.path)
+        else:
+            cameras = _concatenate([train.cameras, test.cameras])
+            files = [*train.image_filenames, *test.image_filenames]
+            outputs = _by_name(dataclasses.replace(train, image_filenames=files, cameras=cameras))
+        position = {file: i for i, file in enumerate(outputs.image_filenames)}
+        held_out = self._held_out.get(entry.name, frozenset()) & set(position.values())
         return Scene(
             entry.name,
-            dataclasses.replace(train, image_filenames=ordered, cameras=cameras),
-            train_frames=tuple(position[file] for file in train.image_filenames),
-            eval_frames=tuple(position[file] for file in test.image_filenames),
+            outputs,
+            train_frames=tuple(sorted({position[file] for file in train.image_filenames} - held_out)),
+            eval_frames=tuple(sorted({position[file] for file in test.image_filenames} | held_out)),
         )
 
 
@@ -338,15 +364,40 @@ def _check_parallax(outputs: DataparserOutputs) -> None:
         raise DataError(NO_PARALLAX)
 
 
-def _parser_config_for_whole_scene(config: DataParserConfig, path: Path) -> DataParserConfig:
-    """A dataparser's config that puts all frames into its train split and never looks for downscaled copies."""
-    # The methods of other packages know "fraction", ours "all".
-    ours = isinstance(config, PosedFramesDataParserConfig)
-    wanted = {"eval_mode": "all" if ours else "fraction", "train_split_fraction": 1.0, "extract_images": False}
-    if getattr(config, "downscale_factor", 1) is None:
+def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParserConfig:
+    """A dataparser's config for a scene, without what nothing here looks at.
+
+    Args:
+        options: where the dataparser has them.
+    """
+    wanted = {"extract_images": False, "load_3D_points": False, **options}
+    # Without a terminal to ask, COLMAP's exits where there are no downscaled copies of large photos.
+    if isinstance(config, ColmapDataParserConfig) and config.downscale_factor is None:
         wanted["downscale_factor"] = 1
     known = {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, data=path, **{k: v for k, v in wanted.items() if k in known})
+
+
+def _all_frames(config: DataParserConfig, path: Path) -> DataparserOutputs:
+    """All frames of a scene as one split, at the size of the photos and not of any downscaled copies."""
+    # The methods of other packages know "fraction", ours "all".
+    ours = isinstance(config, PosedFramesDataParserConfig)
+    options = {"eval_mode": "all" if ours else "fraction", "train_split_fraction": 1.0}
+    if getattr(config, "downscale_factor", 1) is None:
+        options["downscale_factor"] = 1
+    outputs = _parser_config(config, path, **options).setup().get_dataparser_outputs()
+    return outputs if ours else _by_name(outputs)
+
+
+def _by_name(outputs: DataparserOutputs) -> DataparserOutputs:
+    """Each frame once, in order of their file names: COLMAP numbers images as its threads come to them."""
+    files = outputs.image_filenames
+    first = {file: i for i, file in reversed(list(enumerate(files)))}
+    ordered = sorted(first)
+    if ordered == files:
+        return outputs
+    cameras = outputs.cameras[torch.tensor([first[file] for file in ordered])]
+    return dataclasses.replace(outputs, image_filenames=ordered, cameras=cameras, mask_filenames=None)
 
 
 def _concatenate(parts: Sequence[Cameras]) -> Cameras:
