@@ -128,7 +128,7 @@ def _network(name: str, path: Path, args: Args, whole_scenes: bool) -> MethodSpe
         method, weights = run.method_name, path if path.suffix == ".ckpt" else last_checkpoint(config)
         if name in network_methods() and method != name:
             raise ValueError(f"{where}: found a run of {method}; give that row another name, or name {method}")
-        note = _trained_on(Path(run.pipeline.datamanager.data), args.data, whole_scenes)
+        note = _trained_on(Path(run.pipeline.datamanager.data), args, whole_scenes)
     stat = weights.stat()
     spec = MethodSpec(
         name, "network", method, config=config and str(config.resolve()), weights=str(weights.resolve()),
@@ -145,12 +145,13 @@ def _config_beside(path: Path) -> Optional[Path]:
     return next(found, None)
 
 
-def _trained_on(trained: Path, compared: Path, whole_scenes: bool) -> str:
-    if trained.resolve() != compared.resolve():
+def _trained_on(trained: Path, args: Args, whole_scenes: bool) -> str:
+    if trained.resolve() != args.data.resolve():
         return f"{OTHER_DATA}: {trained.name}"
     if whole_scenes:
         return "trained on other scenes of these data"
-    return "trained on this very capture: on more of its photos than the context views, not on the targets"
+    on = "trained on this very capture: on more of its photos than the context views, "
+    return on + ("not on the targets" if args.split is None else "and perhaps on the targets, which --split names")
 
 
 def image_size(args: Args, specs: Sequence[MethodSpec]) -> tuple[int, int]:

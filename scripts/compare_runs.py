@@ -43,7 +43,7 @@ def is_done(layout: Layout, spec: MethodSpec, job: Job) -> bool:
     if not path.exists():
         return False
     record = json.loads(path.read_text())
-    same = record["key"] == json.loads(json.dumps(spec.key())) and record["path_frames"] >= job.path_frames
+    same = record["key"] == json.loads(json.dumps(spec.key())) and job.path_frames in (0, record["path_frames"])
     return record["status"] == "done" and same
 
 

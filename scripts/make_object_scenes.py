@@ -314,14 +314,24 @@ def sheet_objects(items: list[CatalogueObject]) -> list[CatalogueObject]:
 
 def check_numbers(args: Args) -> None:
     """Refuses numbers that can lead to nothing, before anything is downloaded."""
-    least_views = NUM_CONTEXT_VIEWS + NUM_TARGET_VIEWS
-    checks = (
-        ("--resolution", args.resolution, 8, ""),
-        ("--views-per-object", args.views_per_object, least_views, ", as the evaluation index takes that many"),
-        ("--num-workers", args.num_workers, 1, ""),
-        ("--num-val-objects", args.num_val_objects, 0, ""),
-        ("--num-test-objects", args.num_test_objects, 0, ""),
+    check_at_least(
+        ("--num-val-objects", args.num_val_objects, 0, ""), ("--num-test-objects", args.num_test_objects, 0, "")
     )
+    check_rendering(args.resolution, args.views_per_object, args.num_workers)
+
+
+def check_rendering(resolution: int, views_per_object: int, num_workers: int | None) -> None:
+    """The same for what all collections of objects have."""
+    least_views = NUM_CONTEXT_VIEWS + NUM_TARGET_VIEWS
+    check_at_least(
+        ("--resolution", resolution, 8, ""),
+        ("--views-per-object", views_per_object, least_views, ", as the evaluation index takes that many"),
+        ("--num-workers", num_workers, 1, ""),
+    )
+
+
+def check_at_least(*checks: tuple[str, int | None, int, str]) -> None:
+    """Raises InputError for numbers (option, number, least one, why) that are too small."""
     for option, found, least, reason in checks:
         if found is not None and found < least:
             raise InputError(f"{option}: found {found}; expected at least {least}{reason}. Give a larger number.")

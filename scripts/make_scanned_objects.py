@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from furniture import InputError
-from make_object_scenes import INSTALL_HINT, choose_renderer, make_collection, make_folder, say
+from make_object_scenes import INSTALL_HINT, check_rendering, choose_renderer, make_collection, make_folder, say
 from pip_download import FetchError
 
 try:
@@ -57,6 +57,7 @@ class Args:
 
 def make_scanned_objects(args: Args) -> None:
     """The whole of it: models, scenes, files about all scenes."""
+    check_rendering(args.resolution, args.views_per_object, args.num_workers)
     make_folder(args.output)
     say(NOTICE)
     items = read_scanned_objects(prepare_scanned_objects(args.cache, args.wheels))

@@ -34,8 +34,8 @@ if [[ ,$extras, == *,dev,* ]] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/
 fi
 
 python=${PYTHON:-python3}
-if ! "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    echo "$python is $("$python" --version 2>&1); expected Python 3.10 or later with venv. Name another with PYTHON=..." >&2
+if ! "$python" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then
+    echo "$python is $("$python" --version 2>&1); expected Python 3.10, 3.11 or 3.12 with venv. Name another with PYTHON=..." >&2
     exit 1
 fi
 
@@ -47,7 +47,12 @@ if [ "$(sed -n 1p "$stamp" 2>/dev/null)" = "$wanted" ] && sed 1d "$stamp" | tr '
     exit 0
 fi
 echo "== Installing elvsm-nerfstudio[$extras] into .venv"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# Programs in an environment name its folder: one that was copied or moved with the checkout would run the old code.
+if [ -f "$stamp" ] && [[ "$(sed -n 1p "$stamp")" != *" $PWD" ]]; then
+    "$python" -m venv --clear .venv
+elif [ ! -x .venv/bin/python ]; then
+    "$python" -m venv .venv
+fi
 .venv/bin/python -m pip install --quiet --upgrade pip
 .venv/bin/python -m pip install --quiet --editable ".[$extras]"
 {
