@@ -60,7 +60,9 @@ class Views:
 
     def to(self, device: torch.device | str) -> Views:
         """The same views on another device."""
-        return Views(*(None if x is None else x.to(device, non_blocking=True) for x in self._tensors()))
+        # Nothing would wait for a copy on its way back from a GPU.
+        non_blocking = torch.device(device).type != "cpu"
+        return Views(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in self._tensors()))
 
     def select(self, indices: Sequence[int] | slice) -> Views:
         """The views with these positions, in this order, of every scene."""
