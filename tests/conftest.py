@@ -198,6 +198,7 @@ def tiny_pipeline(
     test_mode: str = "test",
     protocol: str | None = None,
     method: str = "efficient_lvsm_tiny",
+    device: str = "cpu",
     **datamanager,
 ):
     """A method's pipeline over some data, small enough for a test, in fp32."""
@@ -216,7 +217,7 @@ def tiny_pipeline(
         assert hasattr(config.datamanager, name)
         setattr(config.datamanager, name, value)
     torch.manual_seed(0)
-    pipeline = config.setup(device="cpu", test_mode=test_mode, world_size=1, local_rank=0)
+    pipeline = config.setup(device=device, test_mode=test_mode, world_size=1, local_rank=0)
     with torch.no_grad():
         for parameter in pipeline.model.network.parameters():
             parameter.mul_(3)

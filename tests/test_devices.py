@@ -1,0 +1,425 @@
+"""On a pretended CUDA device no tensor is left on the CPU, from loader to metrics, and results are the CPU's."""
+
+from __future__ import annotations
+
+import functools
+from copy import deepcopy
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from conftest import make_views, tiny_pipeline, write_scene
+from nerfstudio.cameras.cameras import Cameras, CameraType
+from pretended_cuda import PretendedTensor, pretended_cuda
+from test_metrics import images, random_states, random_weights, torch_home  # noqa: F401
+from test_network import random_network
+from test_plane_sweep import cameras, photos, posed
+from test_rasterizer import render as rasterize
+from test_rasterizer import scene as gaussians
+from test_repa import TinyTeacher
+from test_viewer import Session
+from tiny_training import no_writers_are_left, tiny_config  # noqa: F401
+from torch import Tensor, nn
+
+from elvsm_nerfstudio.data.context_pool import ContextPool
+from elvsm_nerfstudio.data.samples import Sample
+from elvsm_nerfstudio.evaluation import metrics
+from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.evaluator import Evaluation, Evaluator
+from elvsm_nerfstudio.method_configs import splatfacto_sparse
+from elvsm_nerfstudio.model import EfficientLVSMModelConfig
+from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lean import gelu_linear
+from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from elvsm_nerfstudio.nn.memory_file import load_memory, save_memory
+from elvsm_nerfstudio.nn.weights_file import save_weights
+from elvsm_nerfstudio.splatting.lens import undistort
+from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points
+from elvsm_nerfstudio.training import repa
+from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.loss_weights import DEPTHS, WIDTHS
+from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
+from elvsm_nerfstudio.training.perceptual import VGG_TERMS, LPIPSLoss, VGGLoss
+from elvsm_nerfstudio.training.repa import RepaConfig
+from elvsm_nerfstudio.views import ViewSet
+
+SIZES = dict(width=32, num_layers=2, head_dim=16)
+
+
+@pytest.fixture
+def cuda():
+    with pretended_cuda() as device:
+        yield device
+
+
+# The device itself
+
+
+class LeavesTheDevice(torch.autograd.Function):
+    """Whose gradient is on the CPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.cpu()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: torch.isin(x.long(), torch.tensor([1, 9])),
+        lambda x: x + torch.ones(3),
+        lambda x: torch.where(torch.ones(3, dtype=torch.bool), x, 0.0),
+        lambda x: torch.stack([x.sum(), torch.tensor(0.0)]),
+        lambda x: x @ torch.ones(3),
+        lambda x: torch.tensor(0.0).add_(x.sum()),
+        lambda x: x.gather(0, torch.tensor([0])),
+        lambda x: torch.ones(3)[x.long()],
+        lambda x: x.index_put_((torch.tensor([0, 1]),), torch.ones(2)),
+        lambda x: x.uniform_(generator=torch.Generator()),
+        lambda x: torch.rand(3, generator=torch.Generator(), device="cuda"),
+        lambda x: nn.Linear(3, 2)(x),
+        lambda x: LeavesTheDevice.apply(x.requires_grad_()).sum().backward(),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: x.numpy(),
+    ],
+)
+def test_what_cuda_refuses_is_refused(cuda, operation):
+    with pytest.raises((RuntimeError, TypeError), match="same device|device type|expected cuda|nobody waits"):
+        operation(torch.ones(3, device="cuda"))
+
+
+def test_what_cuda_lets_meet_may_meet(cuda):
+    x = torch.tensor([3.0, 1.0, 2.0], device="cuda")
+    number, index = torch.tensor(2.0), torch.tensor([0, 2])
+    for found in (x * number, number - x, x[index], x[[0, 2]], x[torch.tensor([True, False, True])], x.new_tensor([1])):
+        assert isinstance(found, PretendedTensor) and found.device == cuda and found.is_cuda
+    x[1:] = torch.tensor([5.0, 6.0])
+    x[index] = number
+    assert x.tolist() == [2.0, 5.0, 2.0] and float(x.sum()) == 9.0 and not (x > 2).all()
+    assert type(x.cpu()) is type(x.to(torch.ones(1))) is Tensor and torch.ones(1).to(x).is_cuda
+    assert x.to("cuda") is x and torch.empty(0, device="cuda").device == cuda
+
+
+def test_gradients_are_those_of_the_cpu(cuda):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))
+    weight, x = torch.randn(4, 5), torch.randn(2, 7, 6)
+
+    def gradients(device: str) -> list[Tensor]:
+        network.zero_grad()
+        last = weight.to(device, copy=True).requires_grad_()
+        y = gelu_linear(network.to(device)(x.to(device)), last)
+        queries, keys, values = y.view(2, 1, 7, 4), y.view(2, 1, 7, 4).flip(2), (y * y).view(2, 1, 7, 4)
+        out = nn.functional.scaled_dot_product_attention(queries, keys, values)
+        (out.std(dim=2).sum() + y[0].amax(dim=0).sum()).backward()
+        return [last.grad.cpu(), *(parameter.grad.cpu() for parameter in network.parameters())]
+
+    expected, first = gradients("cpu"), network[0].weight
+    found = gradients("cuda")
+    assert network[0].weight is first and first.is_cuda and isinstance(first, nn.Parameter) and first.grad.is_cuda
+    torch.testing.assert_close(found, expected)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert network[0](x.to("cuda")).dtype == torch.bfloat16
+
+
+# Training
+
+
+def test_the_loaders_rays_are_made_on_the_device(cuda):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(2, 3, 23, generator=generator)
+    rows[..., :12] = torch.eye(4)[:3].flatten() + 0.1 * rows[..., :12]
+    rows[..., 12:16] = torch.tensor([20.0, 20.0, 12.0, 8.0])
+    rows[..., 16:22] *= 0.01
+    rows[0, :, 22], rows[1, :, 22] = 1, 2  # perspective and fisheye
+    rgb = torch.randint(256, (2, 3, 16, 24, 3), generator=generator).byte()
+    sample = Sample(rgb, rows, num_context_views=2, failures=[])
+    found, expected = sample.view_set("cuda"), sample.view_set("cpu")
+    for mine, theirs in zip((found.context, found.target), (expected.context, expected.target)):
+        for a, b in zip(mine._tensors(), theirs._tensors()):
+            assert a.is_cuda and torch.equal(a.cpu(), b)
+
+
+def training_step(config: EfficientLVSMModelConfig, device: str, muon: bool) -> tuple[dict[str, float], list[Tensor]]:
+    """Losses of a step, and the weights after it, averaged and not."""
+    torch.manual_seed(0)
+    model = config.setup(scene_box=None, num_train_data=1).to(device).train()
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(3)
+    average = WeightAverage(model.network, decay=0.5)
+    optimizer = AdamWOptimizerConfig(lr=1e-3, muon=muon).setup(params=model.get_param_groups()["network"])
+    model.generator.manual_seed(0)
+    views = ViewSet(make_views(2, 3, 16, 24), make_views(2, 3, 16, 24, seed=1)).to(device)
+    batch = {"image": views.target.rgb}
+    outputs = model(views)
+    losses = model.get_loss_dict(outputs, batch, model.get_metrics_dict(outputs, batch))
+    functools.reduce(torch.add, losses.values()).backward()
+    optimizer.step()
+    average.update(model.network)
+    assert all(p.device.type == p.grad.device.type == device for p in model.network.parameters())
+    networks = model.network, average.network
+    return {k: v.item() for k, v in losses.items()}, [p.detach().cpu() for n in networks for p in n.parameters()]
+
+
+PROPE = dict(camera_encoding="prope", num_layers=1, width=32, head_dim=16)
+TRAININGS = {
+    "plain": (EfficientLVSMConfig(**SIZES), dict(canonical_frame="context+target")),
+    "muon": (EfficientLVSMConfig(**SIZES), dict(psnr_loss=True)),
+    "prefixes": (
+        EfficientLVSMConfig(**PROPE, ray_frame="camera"),
+        dict(psnr_loss=True, prefix_loss=True, scale_augmentation=(0.7, 1.4)),
+    ),
+    "checkpointing": (EfficientLVSMConfig(**PROPE), dict(gradient_checkpointing=True)),
+    "repa": (EfficientLVSMConfig(**SIZES), dict(repa=RepaConfig(teacher="vgg16", pairs=("1-1", "2-2t")))),
+    "bf16": (EfficientLVSMConfig(**PROPE, ray_frame="camera"), dict(precision="auto", prefix_loss=True)),
+    "decoder only": (LVSMDecoderOnlyConfig(**SIZES), {}),
+    "encoder-decoder": (LVSMEncoderDecoderConfig(**SIZES, num_latents=5), {}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_step_is_that_of_the_cpu(cuda, name, monkeypatch):
+    monkeypatch.setitem(repa.TEACHERS, "vgg16", TinyTeacher)
+    network, options = TRAININGS[name]
+    options = {"precision": "fp32", **options}
+    config, muon = EfficientLVSMModelConfig(network=network, **options), name == "muon"
+    losses, weights = training_step(config, "cuda", muon)
+    config.precision = "fp32" if options["precision"] == "fp32" else "bf16"
+    expected_losses, expected_weights = training_step(config, "cpu", muon)
+    assert losses == pytest.approx(expected_losses, rel=1e-4 if config.precision == "fp32" else 0.02)
+    # AdamW's first step is about the sign of a gradient, of which rounding may decide.
+    agree = [torch.isclose(a, b, atol=2e-4).float() for a, b in zip(weights, expected_weights)]
+    assert torch.cat([x.flatten() for x in agree]).mean() > (0.99 if config.precision == "fp32" else 0.8)
+
+
+def test_perceptual_losses_move_to_the_device(cuda):
+    torch.manual_seed(0)
+    convolutions = [
+        [(0.05 * torch.randn(width, width if i else before, 3, 3), torch.zeros(width)) for i in range(depth)]
+        for before, width, depth in zip((3, *WIDTHS), WIDTHS, DEPTHS["vgg16"])
+    ]
+    prediction, truth = torch.rand(2, 1, 16, 16, 3)
+    for loss in (VGGLoss(convolutions, VGG_TERMS["vgg16"]), LPIPSLoss(convolutions)):
+        expected = float(loss(prediction, truth))
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+            loss.to(cuda, dtype)
+            on_cuda = prediction.to(cuda).requires_grad_()
+            found = loss(on_cuda, truth.to(cuda))
+            found.backward()
+            assert found.item() == pytest.approx(expected, rel=tolerance) and on_cuda.grad.is_cuda
+            del found
+
+
+def test_a_run_is_trained_saved_and_gone_on_with(cuda, collection, tmp_path):
+    def trainer(iterations: int, **options):
+        config = tiny_config(tmp_path, collection, ema_decay=0.5, max_num_iterations=iterations, **options)
+        config.machine.device_type = "cuda"
+        trainer = config.setup()
+        trainer.setup()
+        return trainer
+
+    first = trainer(2, log_gradients=True)
+    first.train()
+    again = trainer(3, load_dir=first.checkpoint_dir)
+    for mine, theirs in zip(again.average.network.parameters(), first.average.network.parameters()):
+        assert mine.is_cuda and torch.equal(mine, theirs)
+    again.train()
+    assert all(p.is_cuda for p in again.pipeline.model.parameters())
+
+
+def test_views_come_back_to_the_cpu(cuda):
+    views = make_views(1, 2, 8, 8)
+    assert torch.equal(views.to("cuda").to("cpu").rgb, views.rgb)
+
+
+# The memory
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [EfficientLVSMConfig(**SIZES), EfficientLVSMConfig(**PROPE, ray_frame="camera")])
+def test_views_come_and_go_on_the_device(cuda, config, tmp_path):
+    network = random_network(config)
+    context, more, target = make_views(2, 4, 16, 16), make_views(2, 2, 24, 16, seed=1), make_views(2, 3, 16, 16, seed=2)
+
+    def renders(device: str) -> list[Tensor]:
+        network.to(device)
+        first, second, cameras = (views.to(device) for views in (context, more, target))
+        network.chunk_tokens = 8
+        memory = network.append(network.encode(first), second)
+        found = [network.decode(memory, cameras), network.decode(memory, cameras, nearest_views=2)]
+        found += decode_with_attention(network, memory, cameras)
+        left = memory.drop([1, 4]).select([5, 0, 3])
+        rebased = network.rebase(left, [second.select([1]), first.select([0, 3])])
+        save_memory(tmp_path / "memory", left.compact(), network)
+        read = load_memory(tmp_path / "memory", network, device)
+        moved = left.to("cpu").to(device).to(dtype=torch.float64).to(dtype=torch.float32).reserve(100)
+        grown = moved.append(network.encode(first.select([1]), moved.frame))
+        memories = (left, rebased, read, moved, grown)
+        assert all(m.device.type == m.camera_to_world.device.type == device for m in memories)
+        found += [network.decode(m, cameras) for m in memories]
+        assert all(x.device.type == device for x in found)
+        return [x.cpu() for x in found]
+
+    torch.testing.assert_close(renders("cuda"), renders("cpu"), atol=1e-5, rtol=1e-4)
+
+
+# Evaluation and renders
+
+
+def test_an_evaluation_is_that_of_the_cpu(cuda, collection, tmp_path):
+    incremental = find_protocol("incremental")
+    rule = replace(incremental.views, num_context_views=2, num_target_views=2)
+    protocol = replace(incremental, context_views=(1, 2), views=rule)
+
+    def evaluate(device: str) -> Evaluation:
+        pipeline = tiny_pipeline(collection, device=device)
+        return Evaluator(pipeline.model, pipeline.datamanager, protocol).run(tmp_path / device, get_std=True)
+
+    found, expected = evaluate("cuda"), evaluate("cpu")
+    assert found.record == expected.record and found.timing["device"] == "cuda:0"
+    for count, averages in expected.by_views.items():
+        assert found.by_views[count] == pytest.approx(averages, rel=1e-3, abs=1e-6)
+    names = (sorted(p.name for p in (tmp_path / device).rglob("*.png")) for device in ("cuda", "cpu"))
+    assert next(names) == next(names)
+
+
+def test_scores_during_training(cuda, collection):
+    pipeline = tiny_pipeline(collection, "val", device="cuda")
+    assert float(pipeline.get_eval_loss_dict(0)[1]["mse"]) > 0
+    scores, pictures = pipeline.get_eval_image_metrics_and_images(0)
+    assert scores["psnr"] > 0 and pictures["views"].isfinite().all()
+    camera, batch = pipeline.datamanager.next_eval_image(0)
+    outputs = pipeline.model.get_outputs_for_camera(camera)
+    assert pipeline.model.get_image_metrics_and_images(outputs, batch)[0]["psnr"] > 0
+
+
+def test_all_metrics_and_floors_take_images_of_the_device(cuda, random_weights):  # noqa: F811
+    prediction, truth = images(40, 40)
+    expected = metrics.image_metrics(prediction, truth)
+    found = metrics.image_metrics(prediction.to(cuda), truth.to(cuda))
+    assert len(found) == 5 and found == pytest.approx(expected, rel=1e-4)
+    views = make_views(2, 3, 16, 16), make_views(2, 2, 16, 16, seed=1)
+    for floor in FLOORS.values():
+        assert torch.equal(floor(*(v.to(cuda) for v in views)).cpu(), floor(*views))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_camera_is_rendered_as_on_the_cpu(cuda, scene, precision):
+    found = []
+    for device in ("cuda", "cpu"):
+        pipeline = tiny_pipeline(scene, device=device)
+        model, pool = pipeline.model, ContextPool.of_shown_scene(pipeline.datamanager)
+        model.set_precision(precision)
+        pose = pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
+        lens = dict(fx=30.0, fy=30.0, cx=16.0, cy=10.0, height=20, width=33, distortion_params=torch.zeros(6))
+        for kind in (CameraType.PERSPECTIVE, CameraType.FISHEYE):
+            for nearest in (None, 1):
+                model.config.nearest_views = nearest
+                outputs = model.get_outputs_for_camera(Cameras(pose, **lens, camera_type=kind))
+                assert outputs["depth"].device.type == model.get_rgba_image(outputs).device.type == device
+                found.append(outputs["rgb"].cpu())
+        new = next(frame for frame in pool.frames if frame not in model.context_ids)
+        model.edit_context(pool.read(new), [new], drop=model.context_ids[:1])
+        found.append(model.get_outputs_for_camera(Cameras(pose, **lens))["rgb"].cpu())
+    tolerance = 1e-5 if precision == "fp32" else 0.03
+    torch.testing.assert_close(found[:5], found[5:], atol=tolerance, rtol=0)
+
+
+def test_the_viewer_shows_pictures_and_attention(cuda, scene, tmp_path):
+    session = Session(tiny_pipeline(scene, device="cuda"), tmp_path, default_composite_depth=True)
+    try:
+        for choice in ("manual", "nearest to camera"):
+            session.set("Choice", choice)
+            for output in ("rgb", "attention_view", "attention_evenness"):
+                session.viewer.control_panel._output_render.value = output
+                outputs = session.render()
+                assert outputs[output].device == cuda and outputs[output].std() > 1e-3
+                assert "could not be rendered" not in session.status.gui_handle.content
+    finally:
+        session.viewer.viser_server.stop()
+
+
+# Splatting
+
+
+@torch.no_grad()
+def test_a_plane_sweep_stays_on_the_device(cuda):
+    views = cameras(distortion=0.1)
+    images = posed(cameras(), photos(cameras()))
+    on_cuda = PosedImages(*(getattr(images, field.name).to(cuda) for field in fields(images)))
+    for found, expected in zip(surface_points(on_cuda, num_planes=12), surface_points(images, num_planes=12)):
+        assert found.is_cuda and abs(len(found) - len(expected)) < 0.01 * len(expected)
+    picture, inside = undistort(views[:1].to(cuda), images.rgb[0].to(cuda))
+    expected, _ = undistort(views[:1], images.rgb[0])
+    assert inside.is_cuda and torch.allclose(picture.cpu(), expected, atol=1e-4)
+
+
+def test_our_rasterizer_takes_gaussians_of_the_device(cuda):
+    def image(device: str) -> list[Tensor]:
+        inputs = {name: tensor.to(device, copy=True).requires_grad_() for name, tensor in gaussians(cameras=2).items()}
+        rgb, alpha, info = rasterize(inputs)
+        assert rgb.device.type == info["radii"].device.type == device
+        (rgb.square().sum() + alpha.sum()).backward()
+        return [x.detach().cpu() for x in (rgb, alpha, *(inputs[n].grad for n in ("means", "quats", "colors")))]
+
+    torch.testing.assert_close(image("cuda"), image("cpu"), atol=1e-3, rtol=1e-3)
+
+
+def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
+    config = deepcopy(splatfacto_sparse.config)
+    config.pipeline.model.backend = "cpu"
+    config.pipeline.datamanager = replace(
+        config.pipeline.datamanager,
+        data=write_scene(tmp_path / "scene", num_frames=12, size=(30, 36)),
+        image_size=(24, 24),
+        context_frames=(1, 5, 8),
+        initial_points="random",
+        num_initial_points=60,
+    )
+    config = replace(config, output_dir=tmp_path, max_num_iterations=3, vis="tensorboard")
+    config.machine.device_type = "cuda"
+    trainer = config.setup()
+    trainer.setup()
+    trainer.train()
+    pipeline = trainer.pipeline
+    assert pipeline.model.means.device == cuda
+    assert pipeline.get_average_eval_image_metrics(0, tmp_path / "pictures")["psnr"] > 0
+
+
+# Scripts
+
+
+def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path):
+    from compare_layout import MethodSpec
+    from compare_methods import Floor, Network, SceneContext
+    from compare_path import path_through
+
+    pipeline = tiny_pipeline(scene, device="cuda")
+    weights = tmp_path / "weights.safetensors"
+    save_weights(weights, pipeline.model.network.state_dict(), pipeline.config.model.network)
+    spec = MethodSpec("ours", "network", "efficient-lvsm-tiny", weights=str(weights), finetune_minutes=1e-4)
+    shown = pipeline.datamanager.shown_scene(max_targets=1)
+    context = SceneContext("spheres", shown.views.context, tmp_path, 2)
+    for method in (Floor("copy-nearest"), Network(spec, cuda)):
+        prepared = method.prepare(context)
+        for camera in (shown.cameras, path_through(context.views, 1).to(cuda)):
+            assert prepared.render(camera).device == cuda
+
+
+@torch.no_grad()
+def test_a_streams_views_are_read_onto_the_device(cuda, scene):
+    from stream_views import replayed
+
+    pipeline = tiny_pipeline(scene, device="cuda")
+    datamanager, network = pipeline.datamanager, pipeline.model.network
+    frames = datamanager.collection.load(datamanager.shown)
+    first, second, target = replayed(frames, range(3), datamanager.config.images, cuda)
+    memory = network.append(network.encode(first.as_context()), second.as_context())
+    assert metrics.psnr(pipeline.model.render(memory, target.camera)["rgb"], target.rgb).is_cuda
