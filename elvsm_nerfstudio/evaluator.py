@@ -125,7 +125,7 @@ class Evaluator:
                 },
                 "rendering": {
                     "nearest_views": self.model.config.nearest_views,
-                    "precision": self.model.config.precision,
+                    "precision": str(self.model.network.autocast_dtype or torch.float32).removeprefix("torch."),
                 },
                 "code": code_version(),
             },
