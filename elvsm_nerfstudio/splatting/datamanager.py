@@ -14,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.data.view_samplers import mix_seed
@@ -137,6 +138,11 @@ class ContextFramesDataManager(ViewSetDataManager):
 
     def get_eval_rays_per_batch(self) -> int:
         return self.get_train_rays_per_batch()
+
+    @property
+    def _shown_views(self) -> ViewRule:
+        # What is shown is scored here.
+        return dataclasses.replace(super()._shown_views, as_many_as_there_are=False)
 
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None and self.collection.whole_scenes:
