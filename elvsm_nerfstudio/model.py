@@ -24,7 +24,6 @@ from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.precision import autocast_dtype
 from elvsm_nerfstudio.nn.weights_file import load_weights
-from elvsm_nerfstudio.training.augmentation import scaled_at_random
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -64,10 +63,6 @@ class EfficientLVSMModelConfig(ModelConfig):
     """Whether training encodes a step's context views once and renders each target from a random number of them: the
     first 1, 2, ... of a random order. For networks of Efficient-LVSM, with --pipeline.datamanager.num-context-views
     set to the largest number, not to a range."""
-    scale_augmentation: Optional[tuple[float, float]] = None
-    """Smallest and largest factor, e.g. 0.7 1.4, by which training makes scenes larger or smaller, each at random, once
-    their cameras are in the canonical frame; none if absent. (That frame cancels the scale of the data, as it cancels a
-    rotation of the world, which is why rotations are not varied.)"""
     psnr_loss: bool = False
     """Whether training minimises the logarithm of each image's mean squared error, which is its PSNR, in place of the
     mean over all images, in which those that are rendered worst count most (training/psnr_loss.py)."""
@@ -143,11 +138,6 @@ class EfficientLVSMModel(Model):
             raise ValueError(
                 f"--pipeline.model.prefix-loss True: found {self.network.architecture}, which goes through all context "
                 "views again for every target; expected a network of Efficient-LVSM, or prefix-loss False"
-            )
-        scales = self.config.scale_augmentation
-        if scales is not None and not 0 < scales[0] <= scales[1]:
-            raise ValueError(
-                f"--pipeline.model.scale-augmentation {scales[0]} {scales[1]}: expected 0 < smallest <= largest"
             )
         self.generator = torch.Generator()
         """Of what a training step draws at random; the pipeline sets one for every step."""
@@ -276,8 +266,6 @@ class EfficientLVSMModel(Model):
             views, lengths = prefixes.ordered(views), prefixes.lengths
             of_frame = prefixes.of_frame(views)
         frame = self.frame_of(of_frame)
-        if self.config.scale_augmentation is not None:
-            frame = scaled_at_random(frame, self.config.scale_augmentation, self.generator)
         if self.repa is None:
             return {"rgb": self.network(views.context, views.target, frame, lengths)}
         rgb, repa = self.repa(self.network, views, frame, lengths)

@@ -90,7 +90,6 @@ VARIANTS = (
         model__prefix_loss="True",
         datamanager__num_context_views="8 8",
     ),
-    _plus("plus-scale-augmentation", "plus on scenes of random size, 0.7 to 1.4", model__scale_augmentation="0.7 1.4"),
     _paper(
         "paper-exact-repa",
         "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",

@@ -179,7 +179,7 @@ TRAININGS = {
     "muon": (EfficientLVSMConfig(**SIZES), dict(psnr_loss=True)),
     "prefixes": (
         EfficientLVSMConfig(**PROPE, ray_frame="camera"),
-        dict(psnr_loss=True, prefix_loss=True, scale_augmentation=(0.7, 1.4)),
+        dict(psnr_loss=True, prefix_loss=True),
     ),
     "checkpointing": (EfficientLVSMConfig(**PROPE), dict(gradient_checkpointing=True)),
     "repa": (EfficientLVSMConfig(**SIZES), dict(repa=RepaConfig(teacher="vgg16", pairs=("1-1", "2-2t")))),

@@ -174,7 +174,7 @@ def test_networks_without_prefixes_are_refused(collection):
 
 def test_runs_from_before_these_options_go_on_without_them():
     old = EfficientLVSMModelConfig.__new__(EfficientLVSMModelConfig)
-    younger = ("prefix_loss", "scale_augmentation", "psnr_loss")
+    younger = ("prefix_loss", "psnr_loss")
     state = {name: value for name, value in vars(EfficientLVSMModelConfig()).items() if name not in younger}
     old.__setstate__(state)
     assert not any(vars(old)[name] for name in younger)
