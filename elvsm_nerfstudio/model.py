@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Optional
 
 import torch
 import tyro
-import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -24,6 +23,7 @@ from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.precision import autocast_dtype
 from elvsm_nerfstudio.nn.weights_file import load_weights
+from elvsm_nerfstudio.training.checkpoints import network_of_run
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -335,10 +335,3 @@ def _check_run(network: SceneNetwork, checkpoint: Path) -> None:
     found = network_of_run(checkpoint.parent.parent / "config.yml") if checkpoint.suffix == ".ckpt" else None
     if found is not None and not found.is_same_as(network.config):
         raise ValueError(f"{checkpoint}: found a run of {found}, expected {network.config}")
-
-
-def network_of_run(config: Path) -> Optional[NetworkConfig]:
-    """The network of a run by its config.yml; None where there is none, or the run is of a method without."""
-    if not config.is_file():
-        return None
-    return getattr(yaml.load(config.read_text("utf8"), Loader=yaml.Loader).pipeline.model, "network", None)

@@ -20,7 +20,6 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from elvsm_nerfstudio.model import network_of_run
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
@@ -33,6 +32,7 @@ from elvsm_nerfstudio.training.checkpoints import (
     checkpoint_path,
     find_checkpoint,
     list_checkpoints,
+    network_of_run,
     read_checkpoint,
     write_checkpoint,
 )

@@ -26,9 +26,9 @@ def test_the_command_says_what_differs_from_the_method():
     config.optimizers["network"]["scheduler"].max_steps = 70
     config.gradient_accumulation_steps = {"network": 4}
     assert text.training_command(config, default).replace(" \\\n    ", " ") == (
-        "ns-train efficient-lvsm-plus-tiny --gradient-accumulation-steps network 4 "
-        "--pipeline.datamanager.num-context-views 2 5 --pipeline.model.network.ray-frame canonical "
-        "--optimizers.network.scheduler.max-steps 70 "
+        "ns-train efficient-lvsm-plus-tiny --pipeline.datamanager.num-context-views 2 5 "
+        "--pipeline.model.network.ray-frame canonical --optimizers.network.scheduler.max-steps 70 "
+        "--gradient-accumulation-steps network 4 "
         "--data data/x --experiment-name box"
     )
 

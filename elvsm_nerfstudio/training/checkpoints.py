@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import yaml
 from torch import Tensor
+
+from elvsm_nerfstudio.nn.network import NetworkConfig
 
 PARTIAL = "step-0.partial"
 """What a checkpoint is called until it is complete. nerfstudio takes what stands between the first '-' and the first
@@ -31,6 +34,13 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the latest one last."""
     return sorted(folder.glob("step-*.ckpt"), key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def network_of_run(config: Path) -> Optional[NetworkConfig]:
+    """The network of a run by its config.yml; None where there is none, or the run is of a method without."""
+    if not config.is_file():
+        return None
+    return getattr(yaml.load(config.read_text("utf8"), Loader=yaml.Loader).pipeline.model, "network", None)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
