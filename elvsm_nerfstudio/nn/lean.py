@@ -17,10 +17,8 @@ def rms_norm(x: Float[Tensor, "*batch d"], gain: Float[Tensor, " d"], eps: float
     """
     if x.device.type == "cpu":
         return _RMSNorm.apply(x, gain, eps)
-    if x.device.type == "cuda":
-        with torch.autocast("cuda", enabled=False):  # under which the result would be in fp32, and be kept so
-            return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
-    return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
+    with torch.autocast(x.device.type, enabled=False):  # under which the result would be in fp32, and be kept so
+        return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
 
 
 def gelu_linear(x: Float[Tensor, "*batch hidden"], weight: Float[Tensor, "d hidden"]) -> Float[Tensor, "*batch d"]:
