@@ -325,11 +325,17 @@ class ViewSetDataManager(VanillaDataManager):
                 return scene
         raise DataError(f"no {self.test_split} scene of {self.config.data} can be used; the reasons are above")
 
-    def usable_scene(self, entry: SceneEntry, *rule, **options) -> Optional[EvaluationScene]:
+    def usable_scene(
+        self,
+        entry: SceneEntry,
+        rule: Optional[ViewRule] = None,
+        images: Optional[ImageSpec] = None,
+        max_targets: Optional[int] = None,
+    ) -> Optional[EvaluationScene]:
         """As ``evaluation_scene``; in training, which must not end by it, None for one that cannot be used: reported
         like scenes to train on."""
         try:
-            return self.evaluation_scene(entry, *rule, **options)
+            return self.evaluation_scene(entry, rule, images, max_targets)
         except DataError as error:
             if self.test_split == "test":
                 raise
