@@ -18,6 +18,7 @@ from torch import Tensor
 
 from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.data.lenses import SIDE_MULTIPLE
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_json
 from elvsm_nerfstudio.evaluation.results import plot_against_views
@@ -63,6 +64,12 @@ class EfficientLVSMPipeline(VanillaPipeline):
             raise ValueError(
                 f"--pipeline.datamanager.image-size {size[0]} {size[1]}: expected multiples of the patch size {patch} "
                 "(--pipeline.model.network.patch-size)"
+            )
+        if config.datamanager.lens_augmentation and SIDE_MULTIPLE % patch:
+            raise ValueError(
+                f"--pipeline.datamanager.lens-augmentation True: found patch size {patch} "
+                f"(--pipeline.model.network.patch-size); expected a divisor of {SIDE_MULTIPLE}, of which the sides "
+                "of its images are multiples"
             )
         if test_mode != "val":
             config = replace(config, model=config.model.without_training())

@@ -15,12 +15,13 @@ from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig, WarmupSch
 
 
 def _plus(of: MethodSpecification, name: str, description: str, **datamanager) -> MethodSpecification:
-    """A method with PRoPE, rays in each camera's own frame, and 1 to 8 context views."""
+    """A method with PRoPE, rays in each camera's own frame, 1 to 8 context views, and many lenses in training: with
+    such rays, a network that was trained through one lens knows that lens alone."""
     config = replace(deepcopy(of.config), method_name=name)
     pipeline = config.pipeline
     config.pipeline = replace(
         pipeline,
-        datamanager=replace(pipeline.datamanager, num_context_views=(1, 8), **datamanager),
+        datamanager=replace(pipeline.datamanager, num_context_views=(1, 8), lens_augmentation=True, **datamanager),
         model=replace(
             pipeline.model, network=replace(pipeline.model.network, camera_encoding="prope", ray_frame="camera")
         ),

@@ -72,6 +72,9 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     """Whether a training target may be one of the context views (as upstream). Never so in evaluation."""
     background: Background = "white"
     """Colour behind transparent pixels."""
+    lens_augmentation: bool = False
+    """Whether training sees scenes through many lenses: windows of the images, of other focal lengths, principal points
+    and aspects, with exact intrinsics (data/lenses.py). Wants images larger than --pipeline.datamanager.image-size."""
     seed: int = 0
     """Fixes, with the step and the rank, every scene and view that training sees."""
     num_workers: int = 4
@@ -283,6 +286,7 @@ class ViewSetDataManager(VanillaDataManager):
             config.seed,
             config.context_view_bounds,
             samples_per_step=config.scenes_per_batch * self.world_size,
+            lens_augmentation=config.lens_augmentation,
         )
         if not self.collection.whole_scenes:
             samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
+from elvsm_nerfstudio.data.lenses import Lens, draw_lenses, step_spec, window_intrinsics, window_of
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, ViewSampler, draw_num_context_views, mix_seed
 from elvsm_nerfstudio.views import ViewSet
@@ -84,11 +85,23 @@ def read_sample(
     choice: FrameChoice,
     spec: ImageSpec,
     out: Optional[UInt8[Tensor, "view height width 3"]] = None,
+    lenses: Optional[Sequence[Lens]] = None,
 ) -> Sample:
-    """Decodes the images of a choice of frames, into ``out`` where it is given."""
+    """Decodes the images of a choice of frames.
+
+    Args:
+        out: where to put them; new memory if absent.
+        lenses: through which to see each of them, in place of the centre crop.
+    """
     index = [*choice.context, *choice.target]
-    rgb = scene.read_images(index, spec, out)
-    return Sample(rgb, scene.packed_cameras(spec)[index], len(choice.context), failures=[])
+    cameras, windows = scene.packed_cameras(spec)[index], None
+    if lenses is not None:
+        windows = [
+            window_of(lens, scene.sizes[frame], spec.size, scene.is_cut_out) for frame, lens in zip(index, lenses)
+        ]
+        cameras[:, 12:16] = window_intrinsics(scene.intrinsics[index], windows, spec.size)
+    rgb = scene.read_images(index, spec, out, windows)
+    return Sample(rgb, cameras, len(choice.context), failures=[])
 
 
 @dataclass
@@ -138,6 +151,7 @@ class TrainingSamples(Dataset):
     Args:
         num_context_views: smallest and largest number; each training step draws its own, the same on all ranks.
         samples_per_step: scenes that all ranks together see in a step.
+        lens_augmentation: whether scenes are seen through other lenses, and steps in other aspects.
     """
 
     def __init__(
@@ -149,10 +163,12 @@ class TrainingSamples(Dataset):
         seed: int,
         num_context_views: tuple[int, int],
         samples_per_step: int,
+        lens_augmentation: bool = False,
     ):
         self.collection, self.entries, self.sampler = collection, entries, sampler
         self.spec, self.seed = spec, seed
         self.num_context_views, self.samples_per_step = num_context_views, samples_per_step
+        self.lens_augmentation = lens_augmentation
         self._epoch = -1
         self._order: list[int] = []
         self.buffers: Optional[HandoverBuffers] = None
@@ -160,7 +176,7 @@ class TrainingSamples(Dataset):
 
     def __getitems__(self, ks: list[int]) -> Sample | Handover:
         """The samples of a batch, all of one training step, collated; from a worker process, handed over."""
-        shape = self._shape(len(ks), self._count(ks[0]))
+        shape = self._shape(len(ks), self._count(ks[0]), self._spec(ks[0]))
         worker = get_worker_info()
         if worker is None:
             return self._batch(ks, torch.empty(shape, dtype=torch.uint8))
@@ -170,10 +186,13 @@ class TrainingSamples(Dataset):
 
     def largest_batch(self, scenes: int) -> int:
         """Bytes of the images of a batch with as many context views as there can be."""
-        return math.prod(self._shape(scenes, self.num_context_views[1]))
+        return math.prod(self._shape(scenes, self.num_context_views[1], self.spec))
 
-    def _shape(self, scenes: int, num_context_views: int) -> tuple[int, ...]:
-        return scenes, num_context_views + self.sampler.num_target_views, *self.spec.size, 3
+    def _shape(self, scenes: int, num_context_views: int, spec: ImageSpec) -> tuple[int, ...]:
+        return scenes, num_context_views + self.sampler.num_target_views, *spec.size, 3
+
+    def _spec(self, k: int) -> ImageSpec:
+        return step_spec(self.spec, self.seed, k // self.samples_per_step) if self.lens_augmentation else self.spec
 
     def _batch(self, ks: list[int], rgb: UInt8[Tensor, "scene view height width 3"]) -> Sample:
         return Sample.collate([self._sample(k, images) for k, images in zip(ks, rgb)], rgb)
@@ -199,7 +218,9 @@ class TrainingSamples(Dataset):
                         f"scene {scene.name} ({self.entries[index].path}) has {error}; see --pipeline.datamanager."
                         "num-context-views, num-target-views and view-sampler"
                     ) from error
-                sample = read_sample(scene, choice, self.spec, out)
+                num_views = len(choice.context) + len(choice.target)
+                lenses = draw_lenses(num_views, generator) if self.lens_augmentation else None
+                sample = read_sample(scene, choice, self._spec(k), out, lenses)
             except DataError as error:
                 if len(self.entries) == 1:
                     raise

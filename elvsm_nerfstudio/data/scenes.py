@@ -21,7 +21,7 @@ from torch import Tensor
 
 from elvsm_nerfstudio.cameras import check_cameras
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
-from elvsm_nerfstudio.data.images import DataError, ImageSpec, duplicates, read_image
+from elvsm_nerfstudio.data.images import DataError, ImageSpec, Window, duplicates, is_cut_out, read_image
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
@@ -91,12 +91,21 @@ class Scene:
         """(height, width) of each image."""
         return [tuple(size) for size in torch.cat([self.cameras.height, self.cameras.width], dim=-1).tolist()]
 
+    @cached_property
+    def intrinsics(self) -> Float[Tensor, "frame 4"]:
+        """fx, fy, cx, cy in pixels of the images as they are on disk."""
+        cameras = self.cameras
+        return torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
+
+    @cached_property
+    def is_cut_out(self) -> bool:
+        """Whether the images (the first stands for all) show something before a transparent background."""
+        return is_cut_out(*self._file(0))
+
     def cropped_intrinsics(self, spec: ImageSpec) -> Float[Tensor, "frame 4"]:
         """fx, fy, cx, cy in pixels of every frame, of the images that ``read_images`` gives."""
-        cameras = self.cameras
-        intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
         resized = torch.tensor([spec.resized(size) for size in self.sizes])
-        return resize_and_crop_intrinsics(intrinsics, torch.tensor(self.sizes), resized, spec.size)
+        return resize_and_crop_intrinsics(self.intrinsics, torch.tensor(self.sizes), resized, spec.size)
 
     def packed_cameras(self, spec: ImageSpec) -> Float[Tensor, "frame 23"]:
         """All that ``Sample.cameras`` says of every frame, kept for the next time."""
@@ -129,31 +138,40 @@ class Scene:
         )
 
     def read_images(
-        self, frames: Sequence[int], spec: ImageSpec, out: Optional[UInt8[Tensor, "frame height width 3"]] = None
+        self,
+        frames: Sequence[int],
+        spec: ImageSpec,
+        out: Optional[UInt8[Tensor, "frame height width 3"]] = None,
+        windows: Optional[Sequence[Window]] = None,
     ) -> UInt8[Tensor, "frame height width 3"]:
         """Images of some frames, resized and cropped; a frame that comes twice is decoded once.
 
         Args:
             out: where to put them; new memory if absent.
+            windows: the part of each frame to show, in place of the middle.
 
         Raises:
             DataError: naming an image that cannot be used.
         """
-        encoded = self.outputs.metadata.get(ENCODED_IMAGES)
         images = torch.empty(len(frames), *spec.size, 3, dtype=torch.uint8) if out is None else out
         pixels, first = images.numpy(), {}
         for i, frame in enumerate(frames):
-            if frame in first:
+            if frame in first and windows is None:
                 pixels[i] = pixels[first[frame]]
                 continue
-            file = self.outputs.image_filenames[frame]
-            try:
-                content = None if encoded is None else encoded[frame]
-            except OSError as error:
-                raise DataError(f"image {file} cannot be read ({error})") from error
-            pixels[i] = read_image(file, self.sizes[frame], spec, content)
+            file, content = self._file(frame)
+            pixels[i] = read_image(file, self.sizes[frame], spec, content, None if windows is None else windows[i])
             first[frame] = i
         return images
+
+    def _file(self, frame: int) -> tuple[Path, Optional[bytes]]:
+        """A frame's image file, and its content where it is no file of its own."""
+        encoded = self.outputs.metadata.get(ENCODED_IMAGES)
+        file = self.outputs.image_filenames[frame]
+        try:
+            return file, None if encoded is None else encoded[frame]
+        except OSError as error:
+            raise DataError(f"image {file} cannot be read ({error})") from error
 
 
 class SceneCollection:
