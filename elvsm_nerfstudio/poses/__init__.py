@@ -1,0 +1,1 @@
+"""Cameras of photos and videos: COLMAP through pycolmap, written as a capture that nerfstudio reads."""
