@@ -1,4 +1,4 @@
-"""nerfstudio cameras to views, whatever the camera type, through nerfstudio's own rays."""
+"""nerfstudio cameras to views, whatever the camera type; lenses that are no pinholes through nerfstudio's own rays."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import warnings
 from typing import Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from torch import Tensor
 
-from elvsm_nerfstudio.geometry import opengl_to_opencv, pad_to_multiple
+from elvsm_nerfstudio.geometry import opengl_to_opencv, pad_to_multiple, pinhole_directions
 from elvsm_nerfstudio.views import Views
 
 # nerfstudio 1.1.5 indexes tensors with lists; it works, but torch says so at six places of every program.
@@ -22,20 +22,29 @@ not among them: nerfstudio's rays of several of these are all of the first one's
 
 
 def views_from_cameras(
-    cameras: Cameras, patch_size: int, rgb: Optional[Float[Tensor, "view height width 3"]] = None
+    cameras: Cameras,
+    patch_size: int,
+    rgb: Optional[Float[Tensor, "view height width 3"]] = None,
+    device: Optional[torch.device | str] = None,
 ) -> Views:
     """One scene's views from V nerfstudio cameras of equal size.
 
     The ray grid is extended on the right and below to a multiple of the patch size (rays beyond the border are as
     valid as those inside), so a render of these views is to be cropped to the cameras' own size.
 
+    Cameras on the CPU are checked there, and nothing waits for a GPU on which the views shall be; pinhole cameras need
+    no more than that. Other lenses' rays are nerfstudio's, which waits several times.
+
     Args:
         cameras: [view], any central type, distortion included.
         rgb: their images in [0, 1], whose size must then be a multiple of the patch size.
+        device: of the views; if absent, that of the images, or else of the cameras.
 
     Raises:
         ValueError: for cameras without a single centre of projection, of mixed sizes, or with impossible numbers.
     """
+    device = torch.device(device or (cameras if rgb is None else rgb).device)
+    cameras = on_cpu(cameras)
     check_cameras(cameras)
     height, width = int(cameras.height.flatten()[0]), int(cameras.width.flatten()[0])
     if (cameras.height != height).any() or (cameras.width != width).any():
@@ -46,14 +55,35 @@ def views_from_cameras(
         raise ValueError(f"images are {tuple(rgb.shape[1:3])}; expected {padded}, a multiple of the patch size")
 
     intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-    poses = torch.eye(4, device=cameras.device).repeat(len(intrinsics), 1, 1)
+    poses = torch.eye(4).repeat(len(intrinsics), 1, 1)
     poses[:, :3] = opengl_to_opencv(cameras.camera_to_worlds)
+    normalised = intrinsics / intrinsics.new_tensor([padded[1], padded[0], padded[1], padded[0]])
+    numbers = torch.cat([poses.flatten(1), intrinsics, normalised], dim=-1).to(device, non_blocking=True)
+    poses, intrinsics, normalised = numbers.split((16, 4, 4), dim=-1)
+    directions = pinhole_directions(intrinsics, *padded)
+    others = _other_lenses(cameras)
+    if len(others):
+        directions[others.to(device)] = _nerfstudio_directions(cameras[others], padded, device)
     return Views(
-        camera_to_world=poses[None],
-        directions=_directions(cameras, intrinsics, padded)[None],
-        intrinsics=(intrinsics / intrinsics.new_tensor([padded[1], padded[0], padded[1], padded[0]]))[None],
+        camera_to_world=poses.unflatten(-1, (4, 4))[None],
+        directions=directions[None],
+        intrinsics=normalised[None],
         rgb=None if rgb is None else rgb[None],
     )
+
+
+def on_cpu(cameras: Cameras) -> Cameras:
+    """The cameras on the CPU; from a GPU in one copy of all that this module asks of them."""
+    if cameras.device.type == "cpu":
+        return cameras
+    names, distortion = ("fx", "fy", "cx", "cy", "height", "width", "camera_type"), cameras.distortion_params
+    parts = [cameras.camera_to_worlds.flatten(-2), *(getattr(cameras, name) for name in names)]
+    parts += [] if distortion is None else [distortion]
+    numbers = torch.cat([part.float() for part in parts], dim=-1).cpu()
+    fx, fy, cx, cy, *whole = numbers[..., 12:19].split(1, dim=-1)
+    height, width, kind = (number.long() for number in whole)
+    distortion = None if distortion is None else numbers[..., 19:]
+    return Cameras(numbers[..., :12].unflatten(-1, (3, 4)), fx, fy, cx, cy, width, height, distortion, kind)
 
 
 def check_cameras(cameras: Cameras) -> None:
@@ -74,16 +104,24 @@ def check_cameras(cameras: Cameras) -> None:
         raise ValueError(f"camera {index} has focal lengths {focal[index].tolist()}; expected positive numbers")
 
 
-def _directions(
-    cameras: Cameras, intrinsics: Float[Tensor, "view 4"], size: tuple[int, int]
+def _other_lenses(cameras: Cameras) -> Int[Tensor, " other"]:
+    """Which of the cameras are no pinholes."""
+    others = (cameras.camera_type != CameraType.PERSPECTIVE.value).squeeze(-1)
+    if cameras.distortion_params is not None:
+        others = others | (cameras.distortion_params != 0).any(dim=-1)
+    return others.nonzero().squeeze(-1)
+
+
+def _nerfstudio_directions(
+    cameras: Cameras, size: tuple[int, int], device: torch.device
 ) -> Float[Tensor, "view height width 3"]:
     """Unit ray directions in the OpenCV camera frame; cameras with the same lens share the work."""
     distortion = cameras.distortion_params
-    distortion = intrinsics.new_zeros(len(intrinsics), 6) if distortion is None else distortion
-    lenses, which = torch.cat([intrinsics, distortion, cameras.camera_type.to(intrinsics)], dim=-1).unique(
-        dim=0, return_inverse=True
-    )
-    identity = torch.eye(4, device=lenses.device)[:3].expand(len(lenses), 3, 4)
+    distortion = torch.zeros(len(cameras), 6) if distortion is None else distortion
+    numbers = (cameras.fx, cameras.fy, cameras.cx, cameras.cy, distortion, cameras.camera_type.float())
+    lenses, which = torch.cat(numbers, dim=-1).unique(dim=0, return_inverse=True)
+    lenses = lenses.to(device)
+    identity = torch.eye(4, device=device)[:3].expand(len(lenses), 3, 4)
     lens_cameras = Cameras(
         camera_to_worlds=identity,
         fx=lenses[:, 0:1],
@@ -96,11 +134,11 @@ def _directions(
         camera_type=lenses[:, -1:].long(),
     )
     y, x = torch.meshgrid(
-        torch.arange(size[0], device=lenses.device) + 0.5, torch.arange(size[1], device=lenses.device) + 0.5,
+        torch.arange(size[0], device=device) + 0.5, torch.arange(size[1], device=device) + 0.5,
         indexing="ij",
     )  # fmt: skip
     coords = torch.stack([y, x], dim=-1).expand(len(lenses), *size, 2)
-    index = torch.arange(len(lenses), device=lenses.device)[:, None, None, None].expand(-1, *size, 1)
+    index = torch.arange(len(lenses), device=device)[:, None, None, None].expand(-1, *size, 1)
     directions = lens_cameras.generate_rays(camera_indices=index, coords=coords).directions
     # nerfstudio divides 0 by 0 for a fisheye's central ray, which looks straight ahead.
     fisheye = lens_cameras.camera_type == CameraType.FISHEYE.value
@@ -108,4 +146,4 @@ def _directions(
     directions = torch.where(central, directions.new_tensor([0.0, 0.0, -1.0]), directions)
     if not directions.isfinite().all():
         raise ValueError("the cameras' distortion leads to rays that are not finite; check the distortion parameters")
-    return (directions * directions.new_tensor([1.0, -1.0, -1.0]))[which]
+    return (directions * directions.new_tensor([1.0, -1.0, -1.0]))[which.to(device)]

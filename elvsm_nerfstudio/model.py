@@ -15,7 +15,7 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
@@ -300,8 +300,8 @@ class EfficientLVSMModel(Model):
     @torch.no_grad()
     def render(self, memory: SceneMemory, camera: Cameras) -> RenderOutputs:
         """Renders one camera, of shape () or (1,), from a scene's memory."""
-        camera = camera.reshape((1,)).to(self.device)
-        target = views_from_cameras(camera, self.config.network.patch_size)
+        camera = on_cpu(camera.reshape((1,)))
+        target = views_from_cameras(camera, self.config.network.patch_size, device=self.device)
         rgb = self.rendering_network.decode(memory, target, self.config.nearest_views)[0, 0]
         return RenderOutputs(rgb=rgb[: int(camera.height[0]), : int(camera.width[0])])
 

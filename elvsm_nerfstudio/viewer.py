@@ -24,7 +24,7 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor, nn
 from viser import ViserServer
 
-from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
 from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views, nearest_views
 from elvsm_nerfstudio.frustums import Frustums, view_colour
@@ -200,7 +200,7 @@ class ContextControls:
     @torch.no_grad()
     def render(self, camera: Cameras) -> RenderOutputs:
         """A frame for the viewer: where it cannot be rendered, the last one, or grey, and the reason in the panel."""
-        camera = camera.reshape((1,))
+        camera = on_cpu(camera.reshape((1,)))
         size = max(1, int(camera.height[0])), max(1, int(camera.width[0]))
         try:
             return self._render(camera, size)
@@ -223,11 +223,12 @@ class ContextControls:
         if memory is not self._memory:
             self._memory, self._update_ms = memory, (encoded - start) * 1e3
 
-        camera = _no_finer(camera, self._size.value * self._focal_per_pixel).to(model.device)
+        camera = _no_finer(camera, self._size.value * self._focal_per_pixel)
         height, width = int(camera.height[0]), int(camera.width[0])
         if watched:
             patch = model.config.network.patch_size
-            rgb, shares = decode_with_attention(model.rendering_network, memory, views_from_cameras(camera, patch))
+            target = views_from_cameras(camera, patch, device=model.device)
+            rgb, shares = decode_with_attention(model.rendering_network, memory, target)
             decoded = self._now()
             outputs = {"rgb": rgb[0, 0], **self._maps(shares[0, 0], memory.ids, patch)}
             outputs = {name: map[:height, :width] for name, map in outputs.items()}

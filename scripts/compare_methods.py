@@ -78,7 +78,7 @@ class Floor:
         context = scene.views
 
         def render(camera: Cameras) -> Tensor:
-            return self._floor(context, views_from_cameras(camera, patch_size=1))[0, 0]
+            return self._floor(context, views_from_cameras(camera, 1, device=context.rgb.device))[0, 0]
 
         photos = context.rgb.numel()  # a byte for each colour
         return Prepared(render, seconds=0.0, disk_bytes=photos)

@@ -30,13 +30,13 @@ class View:
 
     name: str
     camera: Cameras
-    """[1], of the cropped image."""
+    """[1], of the cropped image, on the CPU."""
     rgb: Float[Tensor, "height width 3"]
 
     @staticmethod
     def read(scene: Scene, frame: int, spec: ImageSpec, device: torch.device) -> View:
         rgb = scene.read_images([frame], spec)[0].to(device).float() / 255
-        return View(scene.frame_names[frame], scene.cropped_cameras([frame], spec).to(device), rgb)
+        return View(scene.frame_names[frame], scene.cropped_cameras([frame], spec), rgb)
 
     def as_context(self) -> Views:
         return views_from_cameras(self.camera, patch_size=1, rgb=self.rgb[None])

@@ -13,6 +13,7 @@ There are no generators of random numbers on the device.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Optional
@@ -35,6 +36,53 @@ INDEXING = {aten.index, aten._unsafe_index, aten.index_put, aten.index_put_, ate
 """Their indices may lie on the CPU, whatever is indexed."""
 WITH_NUMBERS = INDEXING | {aten.fill, aten.fill_, aten.masked_fill, aten.masked_fill_}
 """Beside pointwise operations, those that take numbers on the CPU."""
+
+
+WAITS = {
+    *(aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2),
+    *(aten.unique_dim, aten.unique_consecutive, aten.bincount, aten.histc, aten.repeat_interleave),
+    *(aten.linalg_inv, aten.linalg_solve, aten.linalg_cholesky, aten.linalg_eigh, aten._linalg_check_errors),
+}
+"""Operations for which CUDA waits, as the size of a result or whether there is one depends on numbers."""
+
+_waits: list[list[str]] = []
+"""Where waits are noted at present."""
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Lists what within the block waits for the device: the operation, and the line of the code that asked for it.
+
+    Waits are what gives numbers to the CPU, what makes tensors of sizes that numbers decide, and copies to the device
+    that are not ``non_blocking``, as those of ``new_tensor`` and of indices on the CPU.
+    """
+    found: list[str] = []
+    _waits.append(found)
+    try:
+        yield found
+    finally:
+        _waits.remove(found)
+
+
+def _note_wait(operation: object) -> None:
+    if _waits:
+        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
+        for found in _waits:
+            found.append(f"{operation}: {frames[-1].filename}:{frames[-1].lineno} {frames[-1].line}")
+
+
+def _waiting(func, args, kwargs, tensors: Sequence[Tensor]) -> bool:
+    """Whether CUDA waits in an operation."""
+    operation, here = func.overloadpacket, [isinstance(x, PretendedTensor) for x in tensors]
+    if operation is aten._to_copy:
+        there = (kwargs.get("device") or args[0].device).type == "cuda"
+        return not there if here[0] else there and not kwargs.get("non_blocking")
+    if operation in (aten.copy_, aten._foreach_copy_):
+        return any(here) and not all(here) and not any(args[2:]) and not kwargs.get("non_blocking")
+    if operation in INDEXING:
+        indices = [x for x in tree_leaves(args[1]) if isinstance(x, Tensor)]
+        return here[0] and any(not isinstance(x, PretendedTensor) or x.dtype == torch.bool for x in indices)
+    return operation in WAITS and any(here)
 
 
 class PretendedTensor(Tensor):
@@ -61,11 +109,13 @@ class PretendedTensor(Tensor):
         return f"PretendedTensor({self.held})"
 
     def tolist(self):
+        _note_wait("tolist")
         return self.held.tolist()
 
     def numpy(self, *, force: bool = False):
         if not force:
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        _note_wait("numpy")
         return self.held.numpy(force=True)
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -134,6 +184,8 @@ def _run(func, args, kwargs):
     device = kwargs.get("device")
     on_cuda = device.type == "cuda" if device else any(isinstance(x, PretendedTensor) for x in tensors)
     _check_devices(func, args, kwargs, tensors)
+    if _waits and _waiting(func, args, kwargs, tensors):
+        _note_wait(func)
     if on_cuda and any(isinstance(x, torch.Generator) for x in leaves):
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({func})")
     if func.overloadpacket is aten._fused_sdp_choice:

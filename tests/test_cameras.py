@@ -42,6 +42,27 @@ def test_rays_are_nerfstudios_own(changes):
     assert torch.allclose(world[:, :53, :41], world_rays(cams), atol=2e-6)
 
 
+def test_rays_of_pinholes_are_nerfstudios_to_the_bit():
+    focal = torch.tensor([[50.0], [61.3], [38.7]])
+    cams = cameras(count=3, fx=focal, fy=focal.flip(0), cx=focal / 3, camera_to_worlds=torch.eye(4)[:3].expand(3, 3, 4))
+    found = views_from_cameras(cams, patch_size=1).directions[0]
+    assert torch.equal(found, world_rays(cams) * torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_lenses_of_all_kinds_side_by_side():
+    """Each of them as if it were alone."""
+    kinds = [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.PERSPECTIVE, CameraType.EQUIRECTANGULAR]
+    distortion = torch.zeros(4, 6)
+    distortion[2, :2] = torch.tensor([0.06, -0.08])
+    cams = cameras(
+        count=4, camera_type=kinds, distortion_params=distortion, fx=torch.tensor([[50.0], [48], [47], [41]])
+    )
+    together = views_from_cameras(cams, patch_size=8).directions[0]
+    for index in range(4):
+        assert torch.equal(together[index], views_from_cameras(cams[index : index + 1], patch_size=8).directions[0, 0])
+    assert len({float(rays[0, 0, 0]) for rays in together}) == 4
+
+
 def test_padding_continues_the_pinhole_grid():
     views = views_from_cameras(cameras(), patch_size=8)
     assert torch.allclose(

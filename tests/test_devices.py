@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_views, tiny_pipeline, write_scene
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from pretended_cuda import PretendedTensor, pretended_cuda
+from pretended_cuda import PretendedTensor, pretended_cuda, waits
 from test_metrics import images, random_states, random_weights, torch_home  # noqa: F401
 from test_network import random_network
 from test_plane_sweep import cameras, photos, posed
@@ -111,6 +111,23 @@ def test_what_cuda_lets_meet_may_meet(cuda):
     assert x.to("cuda") is x and torch.empty(0, device="cuda").device == cuda
 
 
+def test_waits_for_the_device_are_noted(cuda):
+    x, index = torch.tensor([3.0, 1.0, 2.0], device="cuda"), torch.tensor([0, 2], device="cuda")
+    with waits() as none:
+        y = (x[index] + x.new_ones(2)).clamp(0, 1).to(torch.bfloat16)
+        torch.ones(3).to("cuda", non_blocking=True).copy_(x), y.fill_(2.0), x[1:], x.mean().sqrt()
+    waiting = [
+        *(lambda: x.tolist(), lambda: x.sum().item(), lambda: bool((x > 2).any()), lambda: x.cpu(), lambda: int(x[0])),
+        *(lambda: x.unique(), lambda: x[x > 2], lambda: x.nonzero(), lambda: x.new_tensor([1.0]), lambda: x[[0, 2]]),
+        *(lambda: torch.ones(3).to("cuda"), lambda: torch.linalg.inv(x.diag()), lambda: x.numpy(force=True)),
+    ]
+    assert not none
+    for number, operation in enumerate(waiting):
+        with waits() as found:
+            operation()
+        assert found and all("test_devices.py" in line for line in found), number
+
+
 def test_gradients_are_those_of_the_cpu(cuda):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))
@@ -149,6 +166,13 @@ def test_the_loaders_rays_are_made_on_the_device(cuda):
     for mine, theirs in zip((found.context, found.target), (expected.context, expected.target)):
         for a, b in zip(mine._tensors(), theirs._tensors()):
             assert a.is_cuda and torch.equal(a.cpu(), b)
+
+
+def test_a_batch_of_pinhole_cameras_is_made_without_waiting(cuda, collection):
+    datamanager = tiny_pipeline(collection, "val", device="cuda").datamanager
+    with waits() as found:
+        views, batch = datamanager.next_train(0)
+    assert views.context.directions.is_cuda and batch["image"].is_cuda and not found
 
 
 def training_step(config: EfficientLVSMModelConfig, device: str, muon: bool) -> tuple[dict[str, float], list[Tensor]]:
@@ -335,6 +359,21 @@ def test_a_camera_is_rendered_as_on_the_cpu(cuda, scene, precision):
         found.append(model.get_outputs_for_camera(Cameras(pose, **lens))["rgb"].cpu())
     tolerance = 1e-5 if precision == "fp32" else 0.03
     torch.testing.assert_close(found[:5], found[5:], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("config", [EfficientLVSMConfig(**SIZES), EfficientLVSMConfig(**PROPE, ray_frame="camera")])
+def test_a_frame_is_rendered_without_waiting(cuda, config):
+    model = EfficientLVSMModelConfig(network=config).setup(scene_box=None, num_train_data=1).to(cuda).eval()
+    model.set_context(ViewSet(make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)))
+    camera = Cameras(torch.eye(4)[:3], 30.0, 30.0, 16.0, 10.0, 33, 20, torch.zeros(6))
+    memory = model.memory()
+    with waits() as found:
+        assert model.render(memory, camera)["rgb"].is_cuda
+    assert not found
+    camera = camera.to("cuda")  # as ns-render and the viewer give it
+    with waits() as found:
+        model.get_outputs_for_camera(camera)
+    assert len(found) == 1
 
 
 def test_the_viewer_shows_pictures_and_attention(cuda, scene, tmp_path):

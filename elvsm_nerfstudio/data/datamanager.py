@@ -154,7 +154,7 @@ class EvaluationScene:
     name: str
     views: ViewSet
     cameras: Cameras
-    """nerfstudio cameras of the targets, [target]."""
+    """nerfstudio cameras of the targets, [target], on the CPU: a model that renders them checks them there."""
     context_names: tuple[str, ...]
     target_names: tuple[str, ...]
 
@@ -373,7 +373,7 @@ class ViewSetDataManager(VanillaDataManager):
         return EvaluationScene(
             name=entry.name,
             views=Sample.collate([read_sample(scene, choice, images)]).view_set(self.device),
-            cameras=scene.cropped_cameras(choice.target, images).to(self.device),
+            cameras=scene.cropped_cameras(choice.target, images),
             context_names=tuple(scene.frame_names[frame] for frame in choice.context),
             target_names=tuple(scene.frame_names[frame] for frame in choice.target),
         )

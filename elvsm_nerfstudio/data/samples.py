@@ -60,9 +60,7 @@ class Sample:
     def view_set(self, device: torch.device | str) -> ViewSet:
         """The collated sample as context and target views on a device; rays are made there."""
         scenes, _, height, width, _ = self.rgb.shape
-        poses, focal, distortion, kind = (
-            self.cameras.flatten(0, 1).to(device, non_blocking=True).split((12, 4, 6, 1), -1)
-        )
+        poses, focal, distortion, kind = self.cameras.flatten(0, 1).split((12, 4, 6, 1), -1)
         cameras = Cameras(
             camera_to_worlds=poses.unflatten(-1, (3, 4)),
             fx=focal[:, 0:1],
