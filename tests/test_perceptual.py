@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_NETWORK, run_cli, tiny_pipeline
 from torch import Tensor, nn
 
-from elvsm_nerfstudio.training.loss_weights import FILES, read_weights
 from elvsm_nerfstudio.training.perceptual import PerceptualLossConfig
+from elvsm_nerfstudio.training.vgg_files import FILES, read_vgg
 
 DEPTHS = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}
 WIDTHS = (64, 128, 256, 512, 512)
@@ -244,7 +244,7 @@ def test_vgg16_is_where_the_script_puts_it():
 @pytest.mark.parametrize("net", DEPTHS)
 def test_every_convolution_is_read_from_a_named_file(tmp_path, net):
     named = convolutions(net, 5)
-    stages = read_weights(net, WRITE[net](tmp_path / "renamed", named))
+    stages = read_vgg(net, WRITE[net](tmp_path / "renamed", named))
     pairs = [pair for stage in stages for pair in stage]
     assert [len(stage) for stage in stages] == list(DEPTHS[net])
     for (weight, bias), (kernel, expected) in zip(pairs, named.values(), strict=True):
@@ -258,14 +258,14 @@ def test_broken_and_foreign_files_are_refused(weights, tmp_path, net):
     for content in (whole[: len(whole) // 2], b"<html>404</html>", b""):
         broken.write_bytes(content)
         with pytest.raises(ValueError, match=rf"broken cannot be read as the weights of {net} [\s\S]*(curl|python) "):
-            read_weights(net, broken)
+            read_vgg(net, broken)
     other = convolutions(net, 0)
     other["conv2_1"] = other["conv2_2"]
     with pytest.raises(ValueError, match=r"conv2_1: found shapes \[128, 128, 3, 3\].* expected \[128, 64, 3, 3\]"):
-        read_weights(net, WRITE[net](broken, other))
+        read_vgg(net, WRITE[net](broken, other))
     del other["conv5_1"]
     with pytest.raises(ValueError, match="cannot be read"):
-        read_weights(net, WRITE[net](broken, other))
+        read_vgg(net, WRITE[net](broken, other))
 
 
 # In training

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio.training.loss_weights import Convolutions, find_weights, read_weights
+from elvsm_nerfstudio.training.vgg_files import Convolutions, find_vgg, read_vgg
 
 LEAST_SIZE = 16
 """Pixels a side: four poolings leave one."""
@@ -83,7 +83,7 @@ class PerceptualLossConfig:
         if self.backbone == "none":
             return None
         network = "vgg16" if self.backbone == "lpips" else self.backbone
-        convolutions = read_weights(network, find_weights(network, self.weights_file))
+        convolutions = read_vgg(network, find_vgg(network, self.weights_file))
         return LPIPSLoss(convolutions) if self.backbone == "lpips" else VGGLoss(convolutions, VGG_TERMS[self.backbone])
 
 

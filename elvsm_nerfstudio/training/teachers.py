@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elvsm_nerfstudio.training.loss_weights import FILES, read_weights
+from elvsm_nerfstudio.training.vgg_files import FILES, read_vgg
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -204,7 +204,7 @@ class VGG16(Teacher):
                 "or name the file with --pipeline.model.repa.path"
             )
         layers: list[nn.Module] = []
-        for stage in read_weights("vgg16", weights):
+        for stage in read_vgg("vgg16", weights):
             layers += [nn.MaxPool2d(2)] if layers else []
             for weight, bias in stage:
                 convolution = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=3, padding=1)

@@ -22,7 +22,7 @@ DEPTHS = {"vgg19": (2, 2, 4, 4, 4), "vgg16": (2, 2, 3, 3, 3)}
 
 
 @dataclass(frozen=True)
-class WeightsFile:
+class VggFile:
     """A file that is looked for in torch.hub's folder of checkpoints."""
 
     name: str
@@ -43,15 +43,15 @@ class WeightsFile:
 
 FILES = {
     # MatConvNet's conversion of the weights of Simonyan & Zisserman, 576 MB; LVSM and Efficient-LVSM name it.
-    "vgg19": WeightsFile(
+    "vgg19": VggFile(
         "imagenet-vgg-verydeep-19.mat", "https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat"
     ),
     # torchvision's own training of VGG-16, which LPIPS is built on.
-    "vgg16": WeightsFile("vgg16-397923af.pth"),
+    "vgg16": VggFile("vgg16-397923af.pth"),
 }
 
 
-def find_weights(backbone: Backbone, path: Optional[Path] = None) -> Path:
+def find_vgg(backbone: Backbone, path: Optional[Path] = None) -> Path:
     """The file of a network's weights: the one given, or torch.hub's.
 
     Raises:
@@ -68,7 +68,7 @@ def find_weights(backbone: Backbone, path: Optional[Path] = None) -> Path:
     return found
 
 
-def read_weights(backbone: Backbone, path: Path) -> Convolutions:
+def read_vgg(backbone: Backbone, path: Path) -> Convolutions:
     """Reads all convolutions of a VGG in fp32.
 
     Args:
