@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 import torch
 import tyro
@@ -22,8 +22,8 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.precision import autocast_dtype
-from elvsm_nerfstudio.nn.weights_file import load_weights
-from elvsm_nerfstudio.training.checkpoints import network_of_run
+from elvsm_nerfstudio.nn.weights import load_weights
+from elvsm_nerfstudio.training.checkpoints import network_of_checkpoint
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -50,7 +50,7 @@ class EfficientLVSMModelConfig(ModelConfig):
     canonical_frame: Literal["context", "context+target"] = "context"
     """Cameras that fix the canonical frame. 'context' also works where targets are not known, as in the viewer;
     'context+target' is the paper's evaluation protocol."""
-    checkpoint: Optional[Path] = None
+    checkpoint: Optional[Union[str, Path]] = None
     """Weights to start from, of the same network: 'pretrained', those that come with this package, a file of
     scripts/export_weights.py, a run's step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Steps, learning
     rate and optimiser start anew; to go on with a run give --load-dir instead."""
@@ -130,8 +130,7 @@ class EfficientLVSMModel(Model):
         """Where training keeps averaged weights."""
         if self.config.checkpoint is not None:
             try:
-                _check_run(self.network, self.config.checkpoint)
-                load_weights(self.network, self.config.checkpoint)
+                load_weights(self.network, self.config.checkpoint, network_of_checkpoint(self.config.checkpoint))
             except ValueError as error:
                 raise ValueError(f"--pipeline.model.checkpoint {error}") from None
         if self.config.prefix_loss and not self.network.has_prefixes:
@@ -328,10 +327,3 @@ def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"
 def _joined(views: Views, more: Views) -> Views:
     pairs = ((getattr(v, f) for v in (views, more)) for f in ("camera_to_world", "directions", "intrinsics", "rgb"))
     return Views(*(torch.cat([mine, theirs.to(mine.device)], dim=1) for mine, theirs in pairs))
-
-
-def _check_run(network: SceneNetwork, checkpoint: Path) -> None:
-    """Raises ValueError where a checkpoint lies in the folder of a run of another network."""
-    found = network_of_run(checkpoint.parent.parent / "config.yml") if checkpoint.suffix == ".ckpt" else None
-    if found is not None and not found.is_same_as(network.config):
-        raise ValueError(f"{checkpoint}: found a run of {found}, expected {network.config}")

@@ -21,7 +21,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
-from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX
+from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
 from elvsm_nerfstudio.training.checkpoints import (
     CheckpointError,
@@ -230,6 +230,7 @@ class EfficientLVSMTrainer(Trainer):
         }
         state = {
             "step": step,
+            "network": network_metadata(self.pipeline.model.config.network),
             "pipeline": pipeline,
             "optimizers": {name: x.state_dict() for name, x in self.optimizers.optimizers.items()},
             "schedulers": {name: x.state_dict() for name, x in self.optimizers.schedulers.items()},

@@ -22,7 +22,7 @@ from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
-from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights
+from elvsm_nerfstudio.nn.weights import load_weights, read_weights
 from elvsm_nerfstudio.views import Views, ViewSet
 
 FINETUNE_RATE = 2e-4

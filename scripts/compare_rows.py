@@ -18,7 +18,7 @@ from make_run import last_checkpoint, network_methods, read_config
 from nerfstudio.configs.method_configs import all_methods
 
 from elvsm_nerfstudio.evaluation.floors import FLOORS
-from elvsm_nerfstudio.nn.pretrained import PRETRAINED, PRETRAINED_METHOD, weights_path
+from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
 
 DEFAULT_SIZE = (128, 128)
 """Where no run says what it was trained for. Ours."""

@@ -17,7 +17,7 @@ import torch
 import tyro
 from make_run import last_checkpoint, read_config
 
-from elvsm_nerfstudio.nn.weights_file import load_weights, save_weights
+from elvsm_nerfstudio.nn.weights import load_weights, save_weights
 
 
 @dataclass

@@ -36,8 +36,8 @@ from run_log import read_scalars
 
 from elvsm_nerfstudio.evaluation.report import write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
-from elvsm_nerfstudio.nn.pretrained import PRETRAINED_FILE
-from elvsm_nerfstudio.nn.weights_file import read_weights
+from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
+from elvsm_nerfstudio.nn.weights import read_weights
 
 ITERATION_TIME = "Train Iter (time)"
 """In a run's tensorboard log."""

@@ -29,7 +29,7 @@ from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.nn.network import NetworkConfig
-from elvsm_nerfstudio.nn.weights_file import RUN_PREFIX, load_weights, read_weights
+from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
 
 
@@ -206,8 +206,8 @@ def _write_checkpoint(path: Path, weights: Path, config: TrainerConfig) -> None:
     network = config.pipeline.model.network.build()
     load_weights(network, weights)
     state = {f"{RUN_PREFIX}{name}": x for name, x in network.state_dict().items()}
-    # An empty parameter that nerfstudio's Model has.
-    write_checkpoint(path, {"step": 0, "pipeline": {**state, "_model.device_indicator_param": torch.empty(0)}})
+    state["_model.device_indicator_param"] = torch.empty(0)  # nerfstudio's Model has it
+    write_checkpoint(path, {"step": 0, "network": network_metadata(network.config), "pipeline": state})
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -309,7 +309,7 @@ def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, c
 def test_the_weights_of_the_package_need_no_run(plain):
     from compare_rows import find_methods, image_size
 
-    from elvsm_nerfstudio.nn.pretrained import PRETRAINED, PRETRAINED_METHOD, weights_path
+    from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
 
     (spec,) = find_methods(options(plain, PRETRAINED_METHOD), whole_scenes=True)
     assert Path(spec.weights) == weights_path(Path(PRETRAINED)) and spec.config is None

@@ -34,15 +34,15 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lean import gelu_linear
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.memory_file import load_memory, save_memory
-from elvsm_nerfstudio.nn.weights_file import save_weights
+from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting.lens import undistort
 from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points
 from elvsm_nerfstudio.training import repa
 from elvsm_nerfstudio.training.ema import WeightAverage
-from elvsm_nerfstudio.training.loss_weights import DEPTHS, WIDTHS
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.training.perceptual import VGG_TERMS, LPIPSLoss, VGGLoss
 from elvsm_nerfstudio.training.repa import RepaConfig
+from elvsm_nerfstudio.training.vgg_files import DEPTHS, WIDTHS
 from elvsm_nerfstudio.views import ViewSet
 
 pytestmark = pytest.mark.skipif(

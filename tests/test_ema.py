@@ -7,7 +7,7 @@ from tiny_training import no_writers_are_left, tiny_trainer  # noqa: F401
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
-from elvsm_nerfstudio.nn.weights_file import read_weights
+from elvsm_nerfstudio.nn.weights import read_weights
 from elvsm_nerfstudio.training.checkpoints import read_checkpoint
 from elvsm_nerfstudio.training.ema import WeightAverage
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
-from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
-from elvsm_nerfstudio.nn.weights_file import FORMAT, read_weights, save_weights
+from elvsm_nerfstudio.nn.weights import FORMAT, read_weights, save_weights, write_safetensors
 
 
 def test_the_command_says_what_differs_from_the_method():

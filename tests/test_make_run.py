@@ -19,7 +19,7 @@ from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
-from elvsm_nerfstudio.nn.weights_file import read_weights, save_weights
+from elvsm_nerfstudio.nn.weights import read_weights, save_weights
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -171,7 +171,7 @@ def test_a_wrong_checkpoint_is_an_error_of_its_option(collection, tmp_path, trai
     for checkpoint, message in (
         (tmp_path / "wide.safetensors", "found weights of .*width 64.*expected .*width 32"),
         (tmp_path / "nowhere.pt", "does not exist"),
-        (trained.parent / "nerfstudio_models/step-000000001.ckpt", "found a run of .*expected .*prope"),
+        (trained.parent / "nerfstudio_models/step-000000001.ckpt", "found weights of .*expected .*prope"),
     ):
         config.checkpoint = checkpoint
         config.network.camera_encoding = "prope" if "prope" in message else "none"

@@ -15,7 +15,7 @@ from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
-from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights, save_weights
+from elvsm_nerfstudio.nn.weights import load_weights, read_weights, save_weights
 from elvsm_nerfstudio.training import repa as repa_module
 from elvsm_nerfstudio.training.repa import Pair, Repa, RepaConfig, find_pairs, spatial_norm, watch
 from elvsm_nerfstudio.training.teachers import VGG16, DINOv2, DINOv3, SaliencyViT, Teacher

@@ -42,13 +42,6 @@ class EfficientLVSMConfig(NetworkConfig):
     def build(self) -> EfficientLVSM:
         return EfficientLVSM(self)
 
-    def describe(self) -> str:
-        changed = {
-            "camera encoding": (self.camera_encoding, "none"),
-            "rays in the frame": (self.ray_frame, "canonical"),
-        }
-        return ", ".join([super().describe(), *(f"{k} {v}" for k, (v, default) in changed.items() if v != default)])
-
 
 class EfficientLVSM(SceneNetwork):
     """Keeps the decoder's keys and values of every context view, so that a view is encoded once."""

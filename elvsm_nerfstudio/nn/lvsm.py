@@ -48,9 +48,6 @@ class LVSMEncoderDecoderConfig(NetworkConfig):
     def build(self) -> LVSMEncoderDecoder:
         return LVSMEncoderDecoder(self)
 
-    def describe(self) -> str:
-        return f"{super().describe()}, {self.num_latents} latents"
-
 
 class LVSM(SceneNetwork):
     """Keeps the context views' tokens, as they come from the tokenizer."""

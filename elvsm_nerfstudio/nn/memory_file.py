@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.memory import SceneMemory, StoredView
 from elvsm_nerfstudio.nn.network import SceneNetwork
-from elvsm_nerfstudio.nn.safetensors_file import write_safetensors
+from elvsm_nerfstudio.nn.weights import write_safetensors
 
 FORMAT = "elvsm_nerfstudio.SceneMemory 1"
 _FRAME = ("axes", "centre", "scale")

@@ -5,10 +5,11 @@ Everything above this room (training, evaluation, rendering, viewer) speaks to `
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, Optional
@@ -22,8 +23,19 @@ from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.token_store import Tokens, TokenStore
-from elvsm_nerfstudio.nn.weights import WeightsWatch, fingerprint
 from elvsm_nerfstudio.views import Views
+
+_INITIALISATION = ("init_std", "context_init")
+_WORDS = {
+    "width": "width {}",
+    "num_layers": "{} layers",
+    "head_dim": "head_dim {}",
+    "patch_size": "patch {}",
+    "mlp_ratio": "mlp {}",
+    "num_latents": "{} latents",
+    "ray_frame": "rays in the frame {}",
+}
+"""How files of memories name fields, and so what must stay as it is."""
 
 
 @dataclass
@@ -48,17 +60,24 @@ class NetworkConfig:
         """The network of these sizes, with new weights."""
         raise NotImplementedError
 
+    def computation(self) -> dict[str, Any]:
+        """The fields that decide what a network computes with its weights: all but those that initialise them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if name not in _INITIALISATION}
+
     def describe(self) -> str:
-        """The sizes in words."""
-        return (
-            f"width {self.width}, {self.num_layers} layers, head_dim {self.head_dim}, patch {self.patch_size}, "
-            f"mlp {self.mlp_ratio}"
+        """All sizes in words, and other fields where they differ from their defaults."""
+        defaults = type(self)().computation()
+        return ", ".join(
+            _WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(value)
+            for name, value in self.computation().items()
+            if isinstance(value, int) or value != defaults[name]
         )
 
     def is_same_as(self, other: NetworkConfig) -> bool:
         """Whether weights of the one are weights of the other; how they are initialised does not matter. Tensors do
         not tell: a camera encoding has none."""
-        return type(self) is type(other) and self.describe() == other.describe()
+        return type(self) is type(other) and self.computation() == other.computation()
 
 
 class SceneNetwork(nn.Module, ABC):
@@ -341,3 +360,49 @@ class SceneNetwork(nn.Module, ABC):
     def _autocast(self, device: torch.device) -> torch.autocast:
         enabled = self.autocast_dtype is not None
         return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=enabled)
+
+
+class WeightsWatch:
+    """Hands out a token that stays the same object for as long as a module's weights do.
+
+    It looks at which tensors the parameters are, their dtypes and PyTorch's own count of changes, not at their
+    values: 0.1 ms for 200 parameters, nothing to wait for on a GPU. Like autograd it does not see what is written
+    through ``parameter.data``. A copied module gets a token of its own.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[list[tuple], object] = ([], object())
+
+    def token(self, module: nn.Module) -> object:
+        found = [(p, p._version, p.dtype) for p in _parameters(module)]
+        seen, token = self._seen
+        same = len(found) == len(seen) and all(
+            p is q and version == old_version and dtype == old_dtype
+            for (p, version, dtype), (q, old_version, old_dtype) in zip(found, seen)
+        )
+        if not same:
+            token = object()
+            self._seen = (found, token)  # one statement: another thread sees both or neither
+        return token
+
+
+def fingerprint(module: nn.Module, *settings: object) -> str:
+    """A hash of a module's weights and of whatever else decides what it computes; the same on every device.
+
+    It reads all weights: about half a second for 200 million parameters.
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    # A fifth of the time of module.parameters(), which also names them and looks for duplicates.
+    parameters, modules = [], [module]
+    while modules:
+        current = modules.pop()
+        parameters += current._parameters.values()
+        modules += current._modules.values()
+    return [parameter for parameter in parameters if parameter is not None]

@@ -43,6 +43,12 @@ def network_of_run(config: Path) -> Optional[NetworkConfig]:
     return getattr(yaml.load(config.read_text("utf8"), Loader=yaml.Loader).pipeline.model, "network", None)
 
 
+def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
+    """The network of the run in whose folder a checkpoint lies; None for other files."""
+    path = Path(path)
+    return network_of_run(path.parent.parent / "config.yml") if path.suffix == ".ckpt" else None
+
+
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a checkpoint under a temporary name, has it put on the disk, and renames it.
 

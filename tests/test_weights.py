@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
-from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights, save_weights
+from elvsm_nerfstudio.nn.weights import load_network, load_weights, network_metadata, read_weights, save_weights
 
 SIZES = dict(width=32, num_layers=2, head_dim=16)
 CONFIG = EfficientLVSMConfig(**SIZES)
@@ -61,7 +62,7 @@ def test_every_kind_of_file_gives_the_same_weights(tmp_path, name):
     source, target = made(0), made(1)
     FILES[name](tmp_path / name, source)
     weights = read_weights(tmp_path / name)
-    assert weights.config == CONFIG and weights.complete == (name == "ours.safetensors")
+    assert weights.config == CONFIG and weights.complete == (not name.endswith(".ckpt"))
     load_weights(target, tmp_path / name)
     for key, tensor in source.state_dict().items():
         assert torch.equal(target.state_dict()[key], tensor), key
@@ -231,3 +232,60 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_weights(path, made(1).state_dict(), CONFIG)
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("config", [CONFIG, LVSMDecoderOnlyConfig(**SIZES), LVSMEncoderDecoderConfig(**SIZES)])
+def test_every_field_but_those_of_initialisation_makes_another_network(config):
+    for field in fields(config):
+        value = getattr(config, field.name)
+        other = replace(config, **{field.name: value + "-other" if isinstance(value, str) else 3 * value})
+        initialises = field.name in ("init_std", "context_init")
+        assert other.is_same_as(config) == initialises, field.name
+        assert (other.describe() == config.describe()) == initialises, field.name
+
+
+def test_tensors_that_fit_but_were_made_for_another_encoding(tmp_path):
+    prope = replace(CONFIG, camera_encoding="prope")
+    for name in ("ours.safetensors", "published.pt", "published.safetensors"):
+        FILES[name](tmp_path / name, made(0))
+        network = made(1, prope)
+        before = network.head.weight.clone()
+        message = (
+            f"{name}: found weights of .*, expected .*prope.* The tensors fit, but were trained with other options"
+        )
+        with pytest.raises(ValueError, match=message):
+            load_weights(network, tmp_path / name)
+        assert torch.equal(network.head.weight, before)
+
+
+def test_a_checkpoint_says_its_network_and_an_old_one_is_said_not_to(tmp_path):
+    path, prope = tmp_path / "step-000000007.ckpt", replace(CONFIG, camera_encoding="prope")
+    write_run(path, made(0, prope))
+    with pytest.warns(UserWarning, match=f"{path.name} does not say which camera encoding.*taken as .*prope"):
+        load_weights(made(1, prope), path)
+    with pytest.raises(ValueError, match="expected EfficientLVSM .*patch 8, mlp 4\\). The tensors fit"):
+        load_weights(made(1), path, prope)
+    with pytest.raises(ValueError, match=f"{path.name} tells its sizes .*, but not its camera encoding"):
+        load_network(path)
+    assert load_network(path, prope).config == prope
+    torch.save({**torch.load(path), "network": network_metadata(prope)}, path)
+    assert read_weights(path).config == prope and load_network(path).config == prope
+    with pytest.raises(ValueError, match="expected EfficientLVSM .*mlp 4\\). The tensors fit"):
+        load_weights(made(1), path)
+
+
+def test_a_network_by_its_file_renders_as_the_one_that_was_written(tmp_path):
+    source = made(0, replace(CONFIG, camera_encoding="prope"))
+    write_ours(tmp_path / "w.safetensors", source)
+    views = make_views(1, 3, 16, 16)
+    network = load_network(str(tmp_path / "w.safetensors"))
+    rendered = network(views.select([0, 1]), views.select([2]))
+    assert not network.training and not rendered.requires_grad
+    assert torch.equal(rendered, source(views.select([0, 1]), views.select([2])))
+
+
+def test_a_config_that_contradicts_its_tensors_is_refused(tmp_path):
+    for wrong in (replace(CONFIG, head_dim=8), LVSMDecoderOnlyConfig(**SIZES)):
+        save_weights(tmp_path / "w.safetensors", made(0).state_dict(), wrong)
+        with pytest.raises(ValueError, match="w.safetensors: damaged: its config says .*, its tensors are of Effic"):
+            read_weights(tmp_path / "w.safetensors")

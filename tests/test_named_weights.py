@@ -13,8 +13,8 @@ from conftest import run_cli, tiny_pipeline
 from safetensors import safe_open
 
 from elvsm_nerfstudio import method_configs
-from elvsm_nerfstudio.nn import pretrained
-from elvsm_nerfstudio.nn.weights_file import load_weights, read_weights
+from elvsm_nerfstudio.nn import named_weights
+from elvsm_nerfstudio.nn.weights import load_weights, read_weights
 
 ROOT = Path(__file__).parents[1]
 NAME = Path("pretrained")
@@ -22,11 +22,11 @@ NAME = Path("pretrained")
 
 def test_other_paths_are_themselves():
     for path in (Path("weights.pt"), Path("folder/pretrained"), Path("/pretrained")):
-        assert pretrained.weights_path(path) == path
+        assert named_weights.weights_path(path) == path
 
 
 def test_the_shipped_weights_are_small_and_those_of_the_method():
-    path = pretrained.weights_path(NAME)
+    path = named_weights.weights_path(NAME)
     assert path.name == "efficient-lvsm-plus-tiny.safetensors" and path.stat().st_size <= 20e6
     with safe_open(path, "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.float16, torch.bfloat16}
@@ -50,7 +50,7 @@ def test_training_starts_from_them_and_another_method_says_what_does_not_fit(col
 
 
 def test_without_them_the_message_says_where_they_were_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "_FOLDERS", (tmp_path / "one", tmp_path / "two"))
+    monkeypatch.setattr(named_weights, "_FOLDERS", (tmp_path / "one", tmp_path / "two"))
     with pytest.raises(ValueError, match="^pretrained: found no .*-plus-tiny.safetensors in .*one or .*two"):
         read_weights(NAME)
 
@@ -79,9 +79,9 @@ def test_a_wheel_holds_them_and_finds_them(tmp_path):
     with zipfile.ZipFile(wheel) as content:
         held = [name for name in content.namelist() if name.startswith("elvsm_nerfstudio/assets/")]
         content.extractall(installed)
-    assert f"elvsm_nerfstudio/assets/{pretrained.PRETRAINED_FILE}" in held
+    assert f"elvsm_nerfstudio/assets/{named_weights.PRETRAINED_FILE}" in held
     assert not [name for name in held if name.endswith((".png", ".jpg"))]
     code = f"import sys; sys.path.insert(0, {str(installed)!r}); from pathlib import Path; "
-    code += "from elvsm_nerfstudio.nn.pretrained import weights_path; print(weights_path(Path('pretrained')))"
+    code += "from elvsm_nerfstudio.nn.named_weights import weights_path; print(weights_path(Path('pretrained')))"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert found.stdout.strip() == str(installed / "elvsm_nerfstudio/assets" / pretrained.PRETRAINED_FILE)
+    assert found.stdout.strip() == str(installed / "elvsm_nerfstudio/assets" / named_weights.PRETRAINED_FILE)

@@ -13,14 +13,14 @@ _FOLDERS = (_PACKAGE / "assets", _PACKAGE.parent / "assets")
 """Where they lie: in an installed package, and in a checkout (pyproject.toml maps one to the other)."""
 
 
-def weights_path(path: Path) -> Path:
+def weights_path(path: Path | str) -> Path:
     """The file that is meant: the path itself, or the package's weights for ``pretrained``.
 
     Raises:
         ValueError: where the package came without them.
     """
-    if path != Path(PRETRAINED):
-        return path
+    if Path(path) != Path(PRETRAINED):
+        return Path(path)
     for folder in _FOLDERS:
         if (folder / PRETRAINED_FILE).is_file():
             return folder / PRETRAINED_FILE
