@@ -20,6 +20,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
@@ -34,6 +35,7 @@ from elvsm_nerfstudio.training.checkpoints import (
     list_checkpoints,
     network_of_run,
     read_checkpoint,
+    step_of,
     write_checkpoint,
 )
 from elvsm_nerfstudio.training.ema import WeightAverage
@@ -82,9 +84,8 @@ class EfficientLVSMTrainerConfig(TrainerConfig):
         content = yaml.dump(replace(self, load_dir=None, load_step=None, load_checkpoint=None))
         if source is not None:
             content = f"# resumed from {source if self.load_checkpoint is None else self.load_checkpoint}\n{content}"
-        partial = folder / ".config.yml.partial"
-        partial.write_text(content, "utf8")
-        partial.replace(folder / "config.yml")
+        with whole(folder / "config.yml") as partial:
+            partial.write_text(content, "utf8")
 
     def get_checkpoint_dir(self) -> Path:
         """Folder of the run's checkpoints.
@@ -116,7 +117,9 @@ class EfficientLVSMTrainer(Trainer):
                 )
         super().__init__(config, local_rank, world_size)
         self.average: Optional[WeightAverage] = None
+        self._total = config.max_num_iterations
         self._accumulated = 1
+        self._trained = -1  # the last iteration that is in the weights; nerfstudio's own count differs by version
         self._seconds, self._scenes, self._tokens = 0.0, 0, 0
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
@@ -125,8 +128,9 @@ class EfficientLVSMTrainer(Trainer):
             self._check_room()
 
     def setup_optimizers(self) -> Optimizers:
+        groups = list(self.pipeline.get_param_groups())
+        self._accumulated = self._accumulation_of(groups)
         optimizers = super().setup_optimizers()
-        self._accumulated = self._accumulation_of(list(optimizers.parameters))
         if self.config.ema_decay is not None:
             model = self.pipeline.model
             self.average = model.average = WeightAverage(model.network, self.config.ema_decay)
@@ -155,9 +159,6 @@ class EfficientLVSMTrainer(Trainer):
         if not comms.is_main_process():
             # nerfstudio writes it on every rank.
             self.pipeline.datamanager.train_dataparser_outputs.save_dataparser_transform = lambda path: None
-        # nerfstudio counts from where training starts.
-        remaining = self.config.max_num_iterations - self._start_step
-        self.config = replace(self.config, max_num_iterations=remaining)
         super().train()
 
     @profiler.time_function
@@ -183,6 +184,10 @@ class EfficientLVSMTrainer(Trainer):
             gradients = {name: p.grad for name, p in self.pipeline.model.named_parameters() if p.grad is not None}
             metrics.update({f"Gradients/{name}": gradient.norm() for name, gradient in gradients.items()})
         self._log_cost(step, time.perf_counter() - start)
+        self._trained = step
+        # Releases of nerfstudio would train max_num_iterations more where a run goes on; its main branch would not.
+        if step + 1 >= self._total:
+            self.stop_training = True
         return loss.detach(), {name: value.detach() for name, value in losses.items()}, metrics
 
     def _log_cost(self, step: int, seconds: float) -> None:
@@ -202,14 +207,18 @@ class EfficientLVSMTrainer(Trainer):
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
-        """Saves the run as it is after an iteration; older checkpoints go once that has succeeded.
+        """Saves the run as it is after the last iteration that was trained, whatever step nerfstudio gives.
+
+        Older checkpoints go once the new one has been read back.
 
         Raises:
             CheckpointError: at the end of training. Before, a failure is reported, and tried again at the next save.
         """
-        path = checkpoint_path(self.checkpoint_dir, step)
+        if self._trained < 0:
+            return
+        path = checkpoint_path(self.checkpoint_dir, self._trained)
         try:
-            write_checkpoint(path, self._state(step))
+            write_checkpoint(path, self._state(self._trained))
         except CheckpointError as error:
             if self.training_state == "completed":
                 raise
@@ -219,7 +228,7 @@ class EfficientLVSMTrainer(Trainer):
             return
         if self.config.save_only_latest_checkpoint:
             for other in list_checkpoints(self.checkpoint_dir):
-                if other != path:
+                if step_of(other) < self._trained:
                     other.unlink()
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -270,6 +279,7 @@ class EfficientLVSMTrainer(Trainer):
         self.optimizers.load_optimizers(state["optimizers"])
         if config.load_scheduler:
             self.optimizers.load_schedulers(state["schedulers"])
+        self._trained = state["step"]
         # A step of which not all batches had been seen is begun again: nothing of it is in the weights yet.
         self._start_step = state["step"] + 1
         self._start_step -= self._start_step % self._accumulated

@@ -107,7 +107,22 @@ def test_a_full_disk_leaves_the_one_before_and_says_so(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "step-000000006.ckpt could not be written: [Errno 27] File too large" in str(error.value)
     assert f"The one before, {folder}/step-000000004.ckpt, is intact" in str(error.value)
-    assert len(os.listdir(folder)) == 2 and read_checkpoint(find_checkpoint(folder))["step"] == 4
+    assert sorted(os.listdir(folder)) == ["step-000000002.ckpt", "step-000000004.ckpt"]
+    assert read_checkpoint(find_checkpoint(folder))["step"] == 4
+
+
+def test_what_was_written_is_read_back_before_it_takes_its_name(folder, monkeypatch):
+    save = torch.save
+
+    def lie(state, file):
+        save(state, file)
+        file.flush()
+        spoil(Path(file.name))
+
+    monkeypatch.setattr(torch, "save", lie)
+    with pytest.raises(CheckpointError, match="000000006.ckpt could not be written: read back, it is damaged"):
+        write_checkpoint(checkpoint_path(folder, 6), state(6))
+    assert sorted(os.listdir(folder)) == ["step-000000002.ckpt", "step-000000004.ckpt"]
 
 
 def test_too_little_room_is_known_beforehand(folder):

@@ -4,14 +4,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 from conftest import TINY_NETWORK, run_cli
+from nerfstudio.engine.trainer import Trainer
 from tiny_training import gradients, no_writers_are_left, tiny_trainer  # noqa: F401
 
-from elvsm_nerfstudio.training.checkpoints import CheckpointError, list_checkpoints, read_checkpoint
+from elvsm_nerfstudio.training.checkpoints import CheckpointError, find_checkpoint, list_checkpoints, read_checkpoint
 
 OPTIONS = [
     *TINY_NETWORK, "--machine.device-type", "cpu", "--output-dir", "outputs", "--timestamp", "run",
@@ -205,9 +208,51 @@ def test_iterations_count_from_the_beginning(tmp_path, collection):
     assert [path.name for path in list_checkpoints(first.checkpoint_dir)] == ["step-000000002.ckpt"]
 
 
+def subtracting_train(self: Trainer) -> None:
+    """nerfstudio's main branch, which also calls itself 1.1.5: there ``max_num_iterations`` is the total."""
+    self.config = replace(self.config, max_num_iterations=self.config.max_num_iterations - self._start_step)
+    released_train(self)
+
+
+released_train = Trainer.train
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["nerfstudio 1.1.5", "nerfstudio's main branch"])
+def test_a_run_goes_on_to_its_end_whatever_nerfstudio_counts(tmp_path, collection, monkeypatch, newer):
+    if newer:
+        monkeypatch.setattr(Trainer, "train", subtracting_train)
+    first = tiny_trainer(tmp_path, collection, max_num_iterations=6, steps_per_save=100)
+    first.train()
+    folder = first.checkpoint_dir
+    for start, total in ((6, 14), (14, 15)):
+        resumed = tiny_trainer(tmp_path, collection, max_num_iterations=total, load_dir=folder, steps_per_save=100)
+        iteration = Mock(side_effect=resumed.train_iteration)
+        monkeypatch.setattr(resumed, "train_iteration", iteration)
+        resumed.train()
+        assert iteration.mock_calls == [call(step) for step in range(start, total)]
+        (saved,) = list_checkpoints(folder)
+        assert saved.name == f"step-{total - 1:09d}.ckpt" and read_checkpoint(saved)["step"] == total - 1
+
+
+def test_what_was_loaded_is_never_replaced_by_less(tmp_path, collection):
+    trainer = tiny_trainer(tmp_path, collection, max_num_iterations=9, save_only_latest_checkpoint=False)
+    for step in range(8):
+        trainer.train_iteration(step)
+        trainer.save_checkpoint(step)
+    resumed = tiny_trainer(tmp_path, collection, max_num_iterations=9, load_dir=trainer.checkpoint_dir, load_step=5)
+    resumed.save_checkpoint(0)  # as a loop of no iterations asks for
+    # Later ones are of another training: whoever goes back to step 5 keeps them.
+    assert [int(path.stem[-1]) for path in list_checkpoints(trainer.checkpoint_dir)] == [5, 6, 7]
+    assert read_checkpoint(find_checkpoint(trainer.checkpoint_dir, 5))["step"] == 5
+
+
 def test_a_save_that_fails_is_reported_and_training_goes_on(tmp_path, collection, monkeypatch, capsys):
     trainer = tiny_trainer(tmp_path, collection, max_num_iterations=4)
     trainer.save_checkpoint(0)
+    assert list_checkpoints(trainer.checkpoint_dir) == []  # nothing was trained
+    trainer.train_iteration(0)
+    trainer.save_checkpoint(0)
+    trainer.train_iteration(1)
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elvsm_nerfstudio.data.images import DataError, duplicates
+from elvsm_nerfstudio.files import whole
 
 CAMERA_ROW = 18
 """fx, fy, cx, cy (normalised by width and height), two unused, 3x4 world-to-camera (OpenCV), row major."""
@@ -136,11 +137,8 @@ def _chunk_index(chunk: Path) -> Mapping[str, np.ndarray]:
     index = {"state": state, **_find_places(chunk)}
     for path in candidates:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            with partial.open("wb") as file:
+            with whole(path) as partial, partial.open("wb") as file:
                 np.savez(file, **index)
-            os.replace(partial, path)
             break
         except OSError:
             continue  # a read-only data folder: the cache folder is next

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from elvsm_nerfstudio.data.chunks import SPLITS, ChunkScene, is_chunk_folder, read_keys, read_scene, user_cache
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig, dataparser_outputs
+from elvsm_nerfstudio.files import whole
 
 ENCODED_IMAGES = "encoded_images"
 """Metadata entry: a sequence of the frames' image files, as bytes, of scenes whose images are no files of their own."""
@@ -90,9 +90,8 @@ class RealEstate10K(DataParser):
         files = [folder / name.name for name in names]
         for frame, file in enumerate(files):
             if not file.exists():
-                partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-                partial.write_bytes(scene.image(frame))
-                os.replace(partial, file)
+                with whole(file) as partial:
+                    partial.write_bytes(scene.image(frame))
         return files
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+
+from elvsm_nerfstudio.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,30 +28,24 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text under a temporary name and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(text, "utf8")
 
 
 def write_figure(path: Path, figure: Figure, transparent: bool = False) -> None:
     """Writes a figure of pyplot as a PNG, under a temporary name first, and closes it."""
     from matplotlib import pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png", transparent=transparent)
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", transparent=transparent)
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def write_image(path: Path, image: Float[Tensor, "height width 3"]) -> None:
     """Writes colours in [0, 1] as an 8-bit PNG, under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def sheet(rows: Sequence[Sequence[Float[Tensor, "height width 3"]]]) -> Float[Tensor, "sheet_height sheet_width 3"]:

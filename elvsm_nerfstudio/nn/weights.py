@@ -7,7 +7,6 @@ authors published (``.pt`` or ``.safetensors``). No pickled code is executed.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import weights_path
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.published_weights import LAYOUTS, check_state, from_published, is_published, our_config
@@ -153,24 +153,19 @@ def network_metadata(config: NetworkConfig) -> dict[str, str]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors, whole or not at all: under a temporary name, has them put on the disk, and renames.
+    """Writes tensors, whole or not at all.
 
     Raises:
         OSError: where the file cannot be written; what was there before is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, dict(metadata))
-        temporary.chmod(mode)  # safetensors writes for its user alone; these files are passed on like others
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole(path, durable=True) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, dict(metadata))
+            temporary.chmod(mode)  # safetensors writes for its user alone; these files are passed on like others
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, ImageOps
 
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.files import whole
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp")
@@ -97,17 +98,16 @@ def _copy(file: Path, folder: Path) -> Photo:
                     f"image {file} has to be turned or converted, which would change your file; choose another --output"
                 )
             if not in_place and not _is_copy_of(target, file):
-                partial = target.with_name(f".{target.name}.partial")
-                if as_it_is:
-                    image.load()  # a damaged photo is found here and not by COLMAP
-                    partial.write_bytes(file.read_bytes())
-                else:
-                    turned = ImageOps.exif_transpose(image)
-                    turned = turned if turned.mode in COPIED_MODES else turned.convert("RGB")
-                    options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
-                    turned.save(partial, exif=turned.getexif().tobytes(), **options)
-                os.utime(partial, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
-                os.replace(partial, target)
+                with whole(target) as partial:
+                    if as_it_is:
+                        image.load()  # a damaged photo is found here and not by COLMAP
+                        partial.write_bytes(file.read_bytes())
+                    else:
+                        turned = ImageOps.exif_transpose(image)
+                        turned = turned if turned.mode in COPIED_MODES else turned.convert("RGB")
+                        options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
+                        turned.save(partial, exif=turned.getexif().tobytes(), **options)
+                    os.utime(partial, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageStat
 
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.files import whole
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -63,9 +63,8 @@ def _extract(
     def write() -> None:
         if best is not None:
             file = folder / f"frame_{len(written) + 1:05d}.jpg"
-            partial = file.with_name(f".{file.name}.partial")
-            best[1].save(partial, format="JPEG", quality=95, subsampling=0)
-            os.replace(partial, file)
+            with whole(file) as partial:
+                best[1].save(partial, format="JPEG", quality=95, subsampling=0)
             written.append(file)
 
     for at, frame in _frames(container):

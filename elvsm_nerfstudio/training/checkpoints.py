@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shlex
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.network import NetworkConfig
 
 PARTIAL = "step-0.partial"
@@ -33,7 +35,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the latest one last."""
-    return sorted(folder.glob("step-*.ckpt"), key=lambda path: int(path.stem.removeprefix("step-")))
+    return sorted(folder.glob("step-*.ckpt"), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def network_of_run(config: Path) -> Optional[NetworkConfig]:
@@ -50,24 +57,23 @@ def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint under a temporary name, has it put on the disk, and renames it.
+    """Writes a checkpoint under a temporary name, has it put on the disk, reads it back, and renames it.
 
     Raises:
         CheckpointError: what was there before is as it was.
     """
-    partial = path.with_name(PARTIAL)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
+        with whole(path, path.with_name(PARTIAL), durable=True) as partial:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+            damage = _damage(partial)
+            if damage is None:
+                torch.load(partial, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                raise OSError(f"read back, it is damaged ({damage})")
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         # torch reports a file that cannot be written in its own words; what the system said is behind that.
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        partial.unlink(missing_ok=True)
         kept = list_checkpoints(path.parent)
         raise CheckpointError(
             f"checkpoint {path} could not be written: {reason}; {readable(shutil.disk_usage(_existing(path)).free)} "
@@ -84,7 +90,7 @@ def find_checkpoint(folder: Path, step: Optional[int] = None) -> Path:
     found = list_checkpoints(folder)
     wanted = checkpoint_path(folder, step) if step is not None else None
     if not found or (wanted is not None and wanted not in found):
-        steps = ", ".join(str(int(path.stem.removeprefix("step-"))) for path in found)
+        steps = ", ".join(str(step_of(path)) for path in found)
         raise CheckpointError(
             f"{folder} holds no checkpoint (step-*.ckpt)"
             if not found
@@ -174,13 +180,3 @@ def _damage(path: Path) -> Optional[str]:
 
 def _existing(path: Path) -> Path:
     return path if path.exists() else _existing(path.absolute().parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has a renamed file's name put on the disk; on other systems than Unix folders cannot be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

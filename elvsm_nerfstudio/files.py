@@ -1,0 +1,44 @@
+"""Files and folders that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Optional
+
+
+@contextmanager
+def whole(path: Path, partial: Optional[Path] = None, durable: bool = False) -> Iterator[Path]:
+    """A name to write a file or a folder under, which takes the place of ``path`` when the block is done.
+
+    Nobody sees half of it, no two processes write the same, and where the block fails nothing of it stays.
+
+    Args:
+        partial: the name, in the same folder as ``path``; one of its own with the same suffix if absent.
+        durable: whether the file is put on the disk before it is renamed, so that it outlives a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Containers that share a folder have the same process ids.
+    partial = partial or path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        yield partial
+        if durable:
+            _sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
+    if durable and os.name == "posix":  # elsewhere folders cannot be opened
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
