@@ -39,6 +39,7 @@ from elvsm_nerfstudio.training.checkpoints import (
     write_checkpoint,
 )
 from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.optimizers import WarmupSchedulerConfig
 
 
 @dataclass
@@ -130,6 +131,9 @@ class EfficientLVSMTrainer(Trainer):
     def setup_optimizers(self) -> Optimizers:
         groups = list(self.pipeline.get_param_groups())
         self._accumulated = self._accumulation_of(groups)
+        steps = self.config.max_num_iterations // self._accumulated
+        scheduled = {name: _ending_at(steps, name, self.config.optimizers[name]) for name in groups}
+        self.config = replace(self.config, optimizers={**self.config.optimizers, **scheduled})
         optimizers = super().setup_optimizers()
         if self.config.ema_decay is not None:
             model = self.pipeline.model
@@ -310,6 +314,21 @@ class EfficientLVSMTrainer(Trainer):
         else:
             count = -(-(self.config.max_num_iterations - self._start_step) // self.config.steps_per_save)
             check_space(self.checkpoint_dir, count * size, f"{count} checkpoints (--save-only-latest-checkpoint False)")
+
+
+def _ending_at(steps: int, group: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a group of parameters, with a cosine that ends with the run."""
+    scheduler = options.get("scheduler")
+    if not isinstance(scheduler, WarmupSchedulerConfig) or scheduler.decay != "cosine":
+        return options
+    given = steps if scheduler.max_steps is None else scheduler.max_steps
+    if abs(given - steps) > 1:  # one more is usual: the evaluation at step n is after n + 1 steps
+        raise ValueError(
+            f"--optimizers.{group}.scheduler.max-steps {given}: expected {steps}, the optimiser steps of "
+            "--max-num-iterations, or to be left out: it is then the same. A cosine that ends before the run trains "
+            "the rest of it at its lowest learning rate; one that ends after it never gets there"
+        )
+    return {**options, "scheduler": replace(scheduler, max_steps=given)}
 
 
 def _peak_bytes(device: torch.device) -> dict[str, int]:

@@ -122,7 +122,7 @@ def _tiny() -> EfficientLVSMTrainerConfig:
     config.optimizers = {
         "network": {
             "optimizer": AdamWOptimizerConfig(lr=5e-4),
-            "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine", max_steps=10000),
+            "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine"),
         }
     }
     return config

@@ -45,6 +45,6 @@ efficient_lvsm_plus_tiny.config.pipeline.model.psnr_loss = True
 efficient_lvsm_plus_tiny.config.optimizers = {
     "network": {
         "optimizer": AdamWOptimizerConfig(lr=3e-3, muon=True),
-        "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine", max_steps=10000),
+        "scheduler": WarmupSchedulerConfig(warmup_steps=100, decay="cosine"),
     }
 }

@@ -24,7 +24,7 @@ def _variant(of: MethodSpecification, name: str, network: NetworkConfig, descrip
     config.optimizers = {
         "network": {
             "optimizer": replace(optimizer, clip_norm=1.0, skip_norm=5.0),
-            "scheduler": replace(scheduler, decay="cosine", max_steps=config.max_num_iterations),
+            "scheduler": replace(scheduler, decay="cosine"),
         }
     }
     return MethodSpecification(config=config, description=description)

@@ -51,8 +51,7 @@ else
         echo "== 2/4 Training $method, $steps steps ${resume[*]}"
         ns-train $method --data $data --output-dir outputs --experiment-name $name --timestamp run \
             --machine.device-type cpu --vis tensorboard --max-num-iterations $steps --logging.steps-per-log 100 \
-            --steps-per-save 100 --optimizers.network.scheduler.max-steps $steps \
-            --pipeline.datamanager.scene $scene "${resume[@]}"
+            --steps-per-save 100 --pipeline.datamanager.scene $scene "${resume[@]}"
     fi
 fi
 results=outputs/$name/results

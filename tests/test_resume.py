@@ -246,6 +246,19 @@ def test_what_was_loaded_is_never_replaced_by_less(tmp_path, collection):
     assert read_checkpoint(find_checkpoint(trainer.checkpoint_dir, 5))["step"] == 5
 
 
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_cosine_ends_with_the_run(tmp_path, collection, accumulated):
+    options = dict(max_num_iterations=12, gradient_accumulation_steps={"network": accumulated})
+    trainer = tiny_trainer(tmp_path, collection, **options)
+    scheduler = trainer.config.optimizers["network"]["scheduler"]
+    assert scheduler.max_steps == 12 // accumulated
+    given = {"network": {**trainer.config.optimizers["network"], "scheduler": replace(scheduler, max_steps=8)}}
+    with pytest.raises(
+        ValueError, match=rf"network.scheduler.max-steps 8: expected {12 // accumulated}, the optimiser"
+    ):
+        tiny_trainer(tmp_path, collection, optimizers=given, **options)
+
+
 def test_a_save_that_fails_is_reported_and_training_goes_on(tmp_path, collection, monkeypatch, capsys):
     trainer = tiny_trainer(tmp_path, collection, max_num_iterations=4)
     trainer.save_checkpoint(0)

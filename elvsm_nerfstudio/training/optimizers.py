@@ -159,7 +159,8 @@ class WarmupSchedulerConfig(SchedulerConfig):
     decay: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up."""
     max_steps: Optional[int] = None
-    """Optimiser step at which the cosine reaches its floor; needed for cosine."""
+    """Optimiser step at which the cosine reaches its floor: the run's length in optimiser steps (iterations over the
+    accumulated ones) if absent; anything else is refused."""
     final_factor: float = 0.0
     """The cosine's floor, as a fraction of the learning rate."""
 
@@ -180,7 +181,7 @@ class WarmupScheduler(Scheduler):
 
     def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
         if self.config.decay == "cosine" and self.config.max_steps is None:
-            raise ValueError("scheduler: decay 'cosine' needs max-steps, the step at which it ends")
+            raise ValueError("scheduler: decay 'cosine' needs max-steps, which only this package's trainer fills in")
         config = self.config
         # A plain function: torch stores nothing of it in checkpoints.
         return LambdaLR(optimizer, lr_lambda=lambda step: config.factor(step))
