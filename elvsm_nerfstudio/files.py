@@ -12,18 +12,19 @@ from typing import Optional
 
 
 @contextmanager
-def whole(path: Path, partial: Optional[Path] = None, durable: bool = False) -> Iterator[Path]:
+def whole(path: Path, partial: Optional[Path] = None, suffix: str = "", durable: bool = False) -> Iterator[Path]:
     """A name to write a file or a folder under, which takes the place of ``path`` when the block is done.
 
     Nobody sees half of it, no two processes write the same, and where the block fails nothing of it stays.
 
     Args:
-        partial: the name, in the same folder as ``path``; one of its own with the same suffix if absent.
+        partial: the name, in the same folder as ``path``; one that nobody else has if absent.
+        suffix: what that ends with, for writers that go by it.
         durable: whether the file is put on the disk before it is renamed, so that it outlives a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Containers that share a folder have the same process ids.
-    partial = partial or path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = partial or path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial{suffix}")
     try:
         yield partial
         if durable:

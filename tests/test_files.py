@@ -12,8 +12,8 @@ from elvsm_nerfstudio.files import whole
 
 def test_a_file_takes_its_place_when_it_is_done(tmp_path):
     path = tmp_path / "new" / "a.json"
-    with whole(path, durable=True) as one, whole(path) as other:
-        assert one != other and one.suffix == ".json" and one.parent == path.parent
+    with whole(path, durable=True) as one, whole(path, suffix=".mp4") as other:
+        assert one != other and other.suffix == ".mp4" and one.parent == path.parent
         one.write_text("one")
         other.write_text("other")
         assert not path.exists()
