@@ -3,4 +3,4 @@
 Kept free of imports: nerfstudio loads this package while its own modules are half imported.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -52,7 +52,7 @@ class EfficientLVSMModelConfig(ModelConfig):
     'context+target' is the paper's evaluation protocol."""
     checkpoint: Optional[Union[str, Path]] = None
     """Weights to start from, of the same network: 'pretrained', those that come with this package, a file of
-    scripts/export_weights.py, a run's step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Steps, learning
+    `elvsm export`, a run's step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Steps, learning
     rate and optimiser start anew; to go on with a run give --load-dir instead."""
     repa: RepaConfig = field(default_factory=RepaConfig)
     """A teacher whose features the network's are drawn to in training."""

@@ -16,17 +16,17 @@ from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
-from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.lenses import SIDE_MULTIPLE
+from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_json
 from elvsm_nerfstudio.evaluation.results import plot_against_views
-from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
 from elvsm_nerfstudio.training.repa import PROJECTORS
-from elvsm_nerfstudio.viewer import FOLDER, ContextControls
+from elvsm_nerfstudio.viewer.context_pool import ContextPool
+from elvsm_nerfstudio.viewer.panel import FOLDER, ContextControls
 
 
 @dataclass

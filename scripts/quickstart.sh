@@ -24,14 +24,14 @@ if [ $# = 0 ]; then
     run=outputs/$name/$method/run
 
     echo "== 1/4 Held-out objects: $data"
-    python scripts/make_object_scenes.py --output $data "${objects[@]}" --splits test
+    elvsm data objects --output $data "${objects[@]}" --splits test
 
     if [ $run/config.yml -nt $weights ]; then
         echo "== 2/4 A run of $weights: reusing $run"
     else
         echo "== 2/4 A run of $weights"
         rm -rf $run
-        python scripts/make_run.py --checkpoint pretrained --data $data --scene $scene --name $name
+        elvsm run --weights pretrained --data $data --scene $scene --name $name
     fi
 else
     data=data/objects64
@@ -41,7 +41,7 @@ else
     checkpoints=$run/nerfstudio_models
 
     echo "== 1/4 Objects: $data"
-    python scripts/make_object_scenes.py --output $data "${objects[@]}"
+    elvsm data objects --output $data "${objects[@]}"
 
     if [ -f $checkpoints/step-$(printf '%09d' $((steps - 1))).ckpt ]; then
         echo "== 2/4 Training: reusing $run"
@@ -60,7 +60,7 @@ echo "== 3/4 Evaluating held-out objects"
 ns-eval --load-config $run/config.yml --output-path $results/metrics.json --render-output-path $results/pictures
 
 echo "== 4/4 Rendering an orbit of $scene, an object that no training saw"
-python scripts/make_orbit.py --load-config $run/config.yml --output $results/orbit.json
+elvsm orbit --load-config $run/config.yml --output $results/orbit.json
 ns-render camera-path --load-config $run/config.yml --camera-path-filename $results/orbit.json \
     --output-path $results/orbit64.mp4
 # The frames are 64 pixels wide: enlarged to be looked at.
@@ -78,5 +78,5 @@ Video:    $results/orbit.mp4
 Pictures: $results/pictures/*.png   (rows: context views, targets, predictions)
 Metrics:  $results/metrics.json, of every image: $results/metrics.images.json
 Look at it live: source .venv/bin/activate && ns-viewer --load-config $run/config.yml
-Your photos:     source .venv/bin/activate && python scripts/make_run.py --checkpoint pretrained --data YOUR_CAPTURE
+Your photos:     source .venv/bin/activate && elvsm run --weights pretrained --data YOUR_CAPTURE
 END

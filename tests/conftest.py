@@ -184,7 +184,14 @@ def make_views(num_scenes: int, num_views: int, height: int, width: int, seed: i
 def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs one of nerfstudio's programs as a user would, from ``cwd``."""
     program = Path(sys.executable).parent / command[0]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200", "WANDB_MODE": "offline"}
+    root = str(Path(__file__).parents[1])  # for `python -m scripts.…`
+    environment = {
+        **os.environ,
+        "PYTHONPATH": root,
+        "PYTHONWARNINGS": "ignore",
+        "COLUMNS": "200",
+        "WANDB_MODE": "offline",
+    }
     result = subprocess.run(
         [str(program), *map(str, command[1:])], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )

@@ -1,11 +1,10 @@
-"""scripts/benchmark_efficiency.py: what it counts, that all methods give the same pictures, and one real run."""
+"""scripts/benchmarks/efficiency.py: what it counts, that all methods give the same pictures, and one real run."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import nn
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 SIZE, CONFIG = 32, EfficientLVSMConfig(width=64, num_layers=2, head_dim=32)
 RAYS = 18 * SIZE**2 + 72
 """FLOPs of turning a view's rays, and its pose, into the canonical frame: matrix products too, if small ones."""
@@ -39,7 +37,7 @@ def decode_flops(config: EfficientLVSMConfig, n: int, views: int) -> int:
 
 
 def test_counted_flops_are_those_of_the_formula():
-    from benchmark_efficiency import Preset, all_flops
+    from scripts.benchmarks.efficiency import Preset, all_flops
 
     n, counts = (SIZE // CONFIG.patch_size) ** 2, (1, 2, 5)
     flops = all_flops(Preset(SIZE, CONFIG), counts)
@@ -59,7 +57,7 @@ def test_counted_flops_are_those_of_the_formula():
 
 def test_flops_at_the_papers_sizes():
     """The reference's model of them (one target, 256 px), which leaves out tokenizers and head: within a percent."""
-    from benchmark_efficiency import PRESETS, all_flops
+    from scripts.benchmarks.efficiency import PRESETS, all_flops
 
     flops = all_flops(PRESETS["paper"], (2, 8, 64))
     for views, expected in {2: 802, 8: 2484, 64: 18177}.items():
@@ -69,8 +67,8 @@ def test_flops_at_the_papers_sizes():
 
 
 def test_the_cpus_attention_is_counted_too(network):
-    from benchmark_meters import count_flops
-    from benchmark_methods import Scene
+    from scripts.benchmarks.meters import count_flops
+    from scripts.benchmarks.methods import Scene
 
     scene, n = Scene.make(3, SIZE, "cpu", 1), (SIZE // CONFIG.patch_size) ** 2
     with torch.no_grad():
@@ -79,7 +77,7 @@ def test_the_cpus_attention_is_counted_too(network):
 
 
 def test_all_ways_of_ours_give_the_same_pictures(network):
-    from benchmark_methods import Cached, Recomputing, Scene, Upstream
+    from scripts.benchmarks.methods import Cached, Recomputing, Scene, Upstream
 
     scene = Scene.make(4, SIZE, "cpu", path_frames=10)
     pictures = {}
@@ -100,7 +98,7 @@ def test_all_ways_of_ours_give_the_same_pictures(network):
 
 def test_what_is_kept_can_be_appended_to_again(network):
     """A timed append finds the same memory in every turn, in one piece and with room."""
-    from benchmark_methods import Cached, Scene, Upstream
+    from scripts.benchmarks.methods import Cached, Scene, Upstream
 
     scene = Scene.make(2, SIZE, "cpu", path_frames=1)
     with torch.no_grad():
@@ -116,7 +114,7 @@ def test_what_is_kept_can_be_appended_to_again(network):
 
 
 def test_peak_memory_is_exact():
-    from benchmark_meters import peak_bytes
+    from scripts.benchmarks.meters import peak_bytes
 
     def run(held: list[torch.Tensor]) -> torch.Tensor:
         held.append(torch.empty(1000, dtype=torch.uint8))
@@ -129,7 +127,7 @@ def test_peak_memory_is_exact():
 
 
 def test_matrix_products_are_recorded_and_replayed():
-    from benchmark_meters import GemmReplay, on_meta, recorded_gemms
+    from scripts.benchmarks.meters import GemmReplay, on_meta, recorded_gemms
 
     with torch.device("meta"):
         layer, x, q = nn.Linear(4, 6, bias=False), torch.empty(3, 5, 4), torch.empty(1, 2, 7, 8)
@@ -143,7 +141,7 @@ def test_matrix_products_are_recorded_and_replayed():
 
 
 def test_goals_are_judged():
-    from benchmark_goals import memory_goal, slope_goal, time_ratio_goal
+    from scripts.benchmarks.goals import memory_goal, slope_goal, time_ratio_goal
 
     def row(call: str, method: str, views: int, flops: int, *ms: float, **rest) -> tuple:
         key = call, method, views
@@ -169,7 +167,7 @@ def test_goals_are_judged():
 
 
 def test_a_tiny_benchmark_runs(tmp_path, monkeypatch, capsys):
-    import benchmark_efficiency
+    from scripts.benchmarks import efficiency as benchmark_efficiency
 
     tiny = benchmark_efficiency.Preset(SIZE, CONFIG)
     monkeypatch.setitem(benchmark_efficiency.PRESETS, "paper", tiny)

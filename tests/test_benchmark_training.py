@@ -1,19 +1,16 @@
 """The plain transcription computes what ours does, and the benchmark compares like with like."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from benchmark_training import PRESETS, Batch, TheirStep, variants
 from conftest import run_cli
 from PIL import Image
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm
 from elvsm_nerfstudio.nn.published_weights import from_published
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from scripts.benchmarks.training import PRESETS, Batch, TheirStep, variants
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +69,7 @@ def test_gradients_written_by_hand_are_autograds(dtype, tolerance):
 
 
 def test_the_benchmark_runs(tmp_path):
-    run_cli("python", str(SCRIPTS / "benchmark_training.py"), "--preset", "test", "--repeats", "2",
+    run_cli("python", "-m", "scripts.benchmarks.training", "--preset", "test", "--repeats", "2",
             "--precisions", "fp32", "--output", "out", cwd=tmp_path)  # fmt: skip
     result = json.loads((tmp_path / "out/benchmark_training.json").read_text())
     rows = {row["variant"]: row for row in result["rows"]}

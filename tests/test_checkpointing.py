@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from benchmark_meters import peak_bytes
 from conftest import make_views
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from scripts.benchmarks.meters import peak_bytes
 
 SIZES = dict(width=32, num_layers=4, head_dim=16)
 CONFIGS = {

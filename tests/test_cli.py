@@ -10,8 +10,6 @@ import pytest
 from conftest import TINY_NETWORK, need_shared, run_cli, write_collection
 from PIL import Image
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
 
 def train(cwd: Path, data: Path, name: str, steps: int, *options: str) -> Path:
     """Trains and returns the run's folder."""
@@ -48,7 +46,7 @@ def test_training_is_logged(run):
 
 
 def test_a_run_is_plotted(workspace, run):
-    run_cli("python", str(SCRIPTS / "plot_run.py"), "--runs", str(run), "--output", "curve.png", cwd=workspace)
+    run_cli("elvsm", "plot", "--runs", str(run), "--output", "curve.png", cwd=workspace)
     curves = json.loads((workspace / "curve.json").read_text())
     assert list(curves) == ["training batches"] and curves["training batches"][0]["step"] == 0
     assert Image.open(workspace / "curve.png").size == (1100, 396)
@@ -57,7 +55,7 @@ def test_a_run_is_plotted(workspace, run):
 def test_runs_are_compared_on_validation_scenes(workspace, collection):
     run = train(workspace, collection, "evaluated", 3, "--steps-per-eval-all-images", "2")
     other = shutil.copytree(run, workspace / "outputs" / "other" / run.parent.name / run.name)
-    plot = ["python", str(SCRIPTS / "plot_run.py"), "--output", "curves.png", "--runs", str(run)]
+    plot = ["elvsm", "plot", "--output", "curves.png", "--runs", str(run)]
     run_cli(*plot, str(other), cwd=workspace)
     curves = json.loads((workspace / "curves.json").read_text())
     assert list(curves) == ["evaluated", "copying the nearest context view", "other"]
@@ -88,7 +86,7 @@ def test_evaluation_twice_gives_the_same_json(workspace, run):
 
 def test_protocols_are_scored_by_ns_eval_on_runs_made_from_another(workspace, run, chunks):
     """One training, two protocols, one of them on other data than trained on."""
-    make_run = "python", str(SCRIPTS / "make_run.py"), "--from-run", str(run / "config.yml")
+    make_run = "elvsm", "run", "--from-run", str(run / "config.yml")
     options = ("--protocol", "re10k-2view-256-context-frame", "--data", str(chunks))
     config = run_cli(*make_run, *options, cwd=workspace).stdout.strip().splitlines()[-1]
     assert config == "outputs/straight-re10k-re10k-2view-256-context-frame/efficient-lvsm-tiny/run/config.yml"
@@ -125,7 +123,7 @@ def test_skipped_scenes_are_counted_and_listed(workspace):
 def test_camera_path_is_rendered(workspace, run):
     orbit = workspace / "orbit.json"
     options = "--load-config", str(run / "config.yml")
-    run_cli("python", str(SCRIPTS / "make_orbit.py"), *options, "--output", str(orbit), "--seconds", "1", "--fps", "3",
+    run_cli("elvsm", "orbit", *options, "--output", str(orbit), "--seconds", "1", "--fps", "3",
             "--size", "21", "35", cwd=workspace)  # fmt: skip
     run_cli("ns-render", "camera-path", *options, "--camera-path-filename", str(orbit), "--output-path", "orbit.mp4",
             "--output-format", "images", "--image-format", "png", cwd=workspace)  # fmt: skip

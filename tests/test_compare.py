@@ -1,4 +1,4 @@
-"""scripts/compare.py: one comparison on tiny scenes from end to end, its parts, and what it refuses."""
+"""`elvsm compare`: one comparison on tiny scenes from end to end, its parts, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 import yaml
 from conftest import make_views, tiny_pipeline, write_collection
 
+from elvsm_nerfstudio.compare.scoring import frame_file, read_picture
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.evaluation.comparison import frame_file, read_picture
 from elvsm_nerfstudio.evaluation.floors import copy_nearest, mean_of_context
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+HERE = Path(__file__).parent
 
 
 def write_run(folder: Path, data: Path, method: str = "efficient_lvsm_tiny", scale: float = 20.0) -> Path:
@@ -51,11 +51,11 @@ def run(tmp_path_factory, plain) -> Path:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, plain, run):
     """A comparison in which one method fails: its options, and what came out."""
-    from compare import compare
-    from compare_options import Args
+    from elvsm_nerfstudio.compare.comparison import compare
+    from elvsm_nerfstudio.compare.options import CompareOptions
 
     broken = write_run(tmp_path_factory.mktemp("broken"), plain, scale=math.nan)
-    args = Args(
+    args = CompareOptions(
         data=plain, methods=("efficient-lvsm-tiny", "broken", "copy-nearest"),
         runs=(f"efficient-lvsm-tiny={run}", f"broken={broken}"), output=tmp_path_factory.mktemp("comparison") / "out",
         context_views=(1, 2), num_target_views=3, video_frames=6, beside="tests",
@@ -143,10 +143,9 @@ def test_metrics_that_cannot_be_had_are_left_out_with_a_note(compared):
 
 
 def test_going_on_keeps_what_was_done(compared):
-    from compare import compare
-    from compare_data import find_scenes, keep_settings, keep_split
-    from compare_layout import Layout, Settings, dataparser_config
-
+    from elvsm_nerfstudio.compare.comparison import compare
+    from elvsm_nerfstudio.compare.data import find_scenes, keep_settings, keep_split
+    from elvsm_nerfstudio.compare.layout import Layout, Settings, dataparser_config
     from elvsm_nerfstudio.data.scenes import SceneCollection
 
     args, before = compared
@@ -167,8 +166,8 @@ def test_going_on_keeps_what_was_done(compared):
 
 
 def test_a_process_that_dies_fails_on_its_scene_alone(tmp_path, monkeypatch):
-    import compare_runs
-    from compare_layout import Job, Layout, MethodSpec, Settings
+    from elvsm_nerfstudio.compare import runs as compare_runs
+    from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
 
     worker = tmp_path / "worker.py"
     worker.write_text(
@@ -181,7 +180,7 @@ def test_a_process_that_dies_fails_on_its_scene_alone(tmp_path, monkeypatch):
         "    path.parent.mkdir(exist_ok=True)\n"
         '    path.write_text(\'{"status": "done"}\')\n'
     )
-    monkeypatch.setattr(compare_runs, "WORKER", worker)
+    monkeypatch.setattr(compare_runs, "WORKER", (str(worker),))
     layout, spec = Layout(tmp_path / "out"), MethodSpec("m", "floor", "copy-nearest")
     settings = Settings("data", (16, 16), "white", None, 3, ("a", "b", "c"))
     jobs = [Job(4, scene, 0) for scene in "abc"]
@@ -192,8 +191,8 @@ def test_a_process_that_dies_fails_on_its_scene_alone(tmp_path, monkeypatch):
 
 
 def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, plain, run):
-    from compare_methods import Network, SceneContext
-    from compare_rows import find_methods
+    from elvsm_nerfstudio.compare.methods import Network, SceneContext
+    from elvsm_nerfstudio.compare.rows import find_methods
 
     name = "efficient-lvsm-tiny"
     spec = find_methods(options(plain, name, run=run, finetune=(name,), finetune_minutes=0.03), whole_scenes=True)[1]
@@ -223,7 +222,7 @@ def test_mean_of_context():
 
 
 def test_evaluation_reports_both_floors(plain):
-    from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
+    from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 
     pipeline = tiny_pipeline(plain)
     evaluator = Evaluator(
@@ -238,9 +237,8 @@ def test_evaluation_reports_both_floors(plain):
 
 
 def test_the_path_passes_through_the_context_cameras():
-    from compare_path import path_through
-
     from elvsm_nerfstudio.cameras import views_from_cameras
+    from elvsm_nerfstudio.compare.path import path_through
 
     context = make_views(1, 4, 12, 16)
     path = views_from_cameras(path_through(context, 40), patch_size=1)
@@ -259,10 +257,10 @@ def test_the_path_passes_through_the_context_cameras():
 
 
 def options(data: Path, *methods: str, run: Path | None = None, **more):
-    from compare_options import Args
+    from elvsm_nerfstudio.compare.options import CompareOptions
 
     runs = () if run is None else (f"{methods[0]}={run}",)
-    return Args(**{"data": data, "methods": methods, "output": Path("unused"), "runs": runs, **more})
+    return CompareOptions(**{"data": data, "methods": methods, "output": Path("unused"), "runs": runs, **more})
 
 
 @pytest.mark.parametrize(
@@ -281,19 +279,19 @@ def options(data: Path, *methods: str, run: Path | None = None, **more):
         (["copy-nearest"], {"runs": ("mine=.",)}, "not among --methods, which are copy-nearest"),
         (["mine"], {"runs": ("mine",)}, "expected NAME=PATH"),
         (["mine"], {"runs": ("mine=nowhere",)}, "no such file or folder"),
-        (["mine"], {"runs": (f"mine={SCRIPTS}",)}, "found no config.yml in it"),
+        (["mine"], {"runs": (f"mine={HERE}",)}, "found no config.yml in it"),
         (["mine"], {"runs": (f"mine={__file__}",)}, "a file of weights needs the name of a method"),
     ],
 )
 def test_bad_methods_are_refused(plain, methods, more, message):
-    from compare_rows import find_methods
+    from elvsm_nerfstudio.compare.rows import find_methods
 
     with pytest.raises(ValueError, match=message):
         find_methods(options(plain, *methods, **more), whole_scenes=True)
 
 
 def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, collection):
-    from compare_rows import find_methods, image_size
+    from elvsm_nerfstudio.compare.rows import find_methods, image_size
 
     with pytest.raises(ValueError, match="found a run of efficient-lvsm-tiny; give that row another name"):
         find_methods(options(plain, "lvsm-decoder-only-tiny", run=run), whole_scenes=True)
@@ -307,8 +305,7 @@ def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, c
 
 
 def test_the_weights_of_the_package_need_no_run(plain):
-    from compare_rows import find_methods, image_size
-
+    from elvsm_nerfstudio.compare.rows import find_methods, image_size
     from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
 
     (spec,) = find_methods(options(plain, PRETRAINED_METHOD), whole_scenes=True)
@@ -319,7 +316,7 @@ def test_the_weights_of_the_package_need_no_run(plain):
 
 
 def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
-    import compare_rows
+    from elvsm_nerfstudio.compare import rows as compare_rows
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--backend gsplat: found no GPU"):
@@ -327,7 +324,7 @@ def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
 
 
 def test_splatfacto_without_a_gpu_is_refused(plain, monkeypatch):
-    from compare_rows import find_methods
+    from elvsm_nerfstudio.compare.rows import find_methods
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--methods splatfacto: .* found no GPU .*; take splatfacto-sparse"):
@@ -340,12 +337,12 @@ def test_splatfacto_without_a_gpu_is_refused(plain, monkeypatch):
 def test_splatfacto_gets_the_same_photos_and_cameras(plain, tmp_path):
     """As nerfstudio itself reads the options and the capture; it trains on machines with CUDA alone."""
     import tyro
-    from compare_gaussians import Splatfacto
-    from compare_layout import MethodSpec, Settings
-    from compare_methods import SceneContext
     from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 
     from elvsm_nerfstudio.cameras import views_from_cameras
+    from elvsm_nerfstudio.compare.gaussians import Splatfacto
+    from elvsm_nerfstudio.compare.layout import MethodSpec, Settings
+    from elvsm_nerfstudio.compare.methods import SceneContext
 
     datamanager = tiny_pipeline(plain).datamanager
     context = datamanager.evaluation_scene(datamanager.eval_entries[0]).views.context
@@ -373,7 +370,8 @@ def test_splatfacto_gets_the_same_photos_and_cameras(plain, tmp_path):
 def test_checkpoints_with_numpys_numbers_are_read(tmp_path):
     """As nerfstudio's own schedules leave them."""
     import numpy as np
-    from compare_gaussians import NUMPY_SCALARS
+
+    from elvsm_nerfstudio.compare.gaussians import NUMPY_SCALARS
 
     torch.save({"lr": np.float64(0.1)}, tmp_path / "step.ckpt")
     with torch.serialization.safe_globals(NUMPY_SCALARS):
@@ -381,10 +379,9 @@ def test_checkpoints_with_numpys_numbers_are_read(tmp_path):
 
 
 def test_bad_splits_are_refused(tmp_path, plain):
-    from compare_layout import dataparser_config
-
+    from elvsm_nerfstudio.compare.layout import dataparser_config
+    from elvsm_nerfstudio.compare.split import choose_split, read_split
     from elvsm_nerfstudio.data.scenes import SceneCollection
-    from elvsm_nerfstudio.evaluation.split import choose_split, read_split
 
     collection = SceneCollection.open(plain, dataparser_config(None))
     scenes = [collection.load(entry) for entry in collection.split("test")]

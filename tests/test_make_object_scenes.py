@@ -1,4 +1,4 @@
-"""scripts/make_object_scenes.py, run on a tiny furniture library made here; nothing is downloaded."""
+"""`elvsm data objects`, run on a tiny furniture library made here; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("trimesh", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("moderngl", reason='needs pip install "elvsm-nerfstudio[objects]"')
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "make_object_scenes.py"
+ELVSM_DATA = (sys.executable, "-m", "elvsm_nerfstudio.cli", "data")
 RESOLUTION = 48
 VIEWS = 9
 
@@ -45,7 +45,7 @@ NO_OPENGL = opengl_is_missing()
 @pytest.fixture(scope="module")
 def script():
     """The script as a module, for its small functions."""
-    import make_object_scenes
+    from elvsm_nerfstudio.synthetic import objects as make_object_scenes
 
     return make_object_scenes
 
@@ -142,7 +142,7 @@ def furniture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_script(furniture: Path, output: Path, *options: str, renderer: str = "auto") -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPT, "--output", output, "--furniture-cache", furniture, "--num-workers", "1"]
+    command = [*ELVSM_DATA, "objects", "--output", output, "--furniture-cache", furniture, "--num-workers", "1"]
     command += ["--resolution", str(RESOLUTION), "--views-per-object", str(VIEWS), "--renderer", renderer, *options]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
@@ -383,7 +383,7 @@ def catalogue_object(script, name: str):
 
 def test_names_and_splits_never_change(script) -> None:
     """Published numbers depend on them."""
-    from furniture import scene_name
+    from elvsm_nerfstudio.synthetic.furniture import scene_name
 
     names = {
         ("Scopia", "/scopia/bathroom3/bathroom3.obj"): ("scopia-bathroom3", "train"),
@@ -431,7 +431,7 @@ def test_subsets_are_nested_and_hold_all_splits(script) -> None:
 )
 def test_bad_options_are_refused(script, furniture: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(script.InputError, match=message):
-        script.make_object_scenes(script.Args(output=tmp_path, furniture_cache=furniture, **options))
+        script.make_object_scenes(script.ObjectOptions(output=tmp_path, furniture_cache=furniture, **options))
 
 
 def test_context_views_are_far_apart(script) -> None:
@@ -448,13 +448,13 @@ def test_samples_are_averaged_without_the_background(script) -> None:
     samples[0, 0] = (200, 100, 0, 255)
     samples[1, 1] = (100, 100, 50, 255)
     samples[:, 2:] = (10, 20, 30, 255)
-    from object_renderer import average_samples
+    from elvsm_nerfstudio.synthetic.object_renderer import average_samples
 
     np.testing.assert_array_equal(average_samples(samples), [[[150, 100, 25, 128], [10, 20, 30, 255]]])
 
 
 def test_normals_are_smooth_over_flat_edges_and_break_at_sharp_ones(script) -> None:
-    from object_mesh import corner_normals
+    from elvsm_nerfstudio.synthetic.object_mesh import corner_normals
 
     def roof(slope_degrees: float) -> np.ndarray:
         """Two triangles that share the edge on the Y axis, each falling by the slope."""

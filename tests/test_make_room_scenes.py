@@ -1,4 +1,4 @@
-"""scripts/make_room_scenes.py, run on a tiny furniture library made here; nothing is downloaded."""
+"""`elvsm data rooms`, run on a tiny furniture library made here; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from elvsm_nerfstudio.geometry import CanonicalFrame
 pytest.importorskip("trimesh", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("moderngl", reason='needs pip install "elvsm-nerfstudio[objects]"')
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 SIZES = {  # title -> category, width, depth, height in cm
     "Sofa": ("Living room", 190, 90, 80), "Table": ("Living room", 120, 80, 75), "Chair": ("Living room", 45, 50, 90),
     "Bookcase": ("Living room", 90, 35, 180), "Bed": ("Bedroom", 140, 200, 60), "Desk": ("Office", 140, 70, 74),
@@ -67,7 +66,7 @@ def furniture(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train_furniture(furniture) -> list:
-    from furniture import read_furniture
+    from elvsm_nerfstudio.synthetic.furniture import read_furniture
 
     return [item for item in read_furniture(furniture / "libraries", ()) if item.split == "train"]
 
@@ -75,13 +74,23 @@ def train_furniture(furniture) -> list:
 @pytest.fixture(scope="module")
 def plans(train_furniture):
     """The module, and fifty plans of train furniture."""
-    import room_layout
+    from elvsm_nerfstudio.synthetic import room_layout
 
     return room_layout, [room_layout.plan_room(np.random.default_rng(seed), train_furniture) for seed in range(50)]
 
 
 def run_script(furniture: Path, output: Path, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPTS / "make_room_scenes.py", "--output", output, "--furniture-cache", furniture]
+    command = [
+        sys.executable,
+        "-m",
+        "elvsm_nerfstudio.cli",
+        "data",
+        "rooms",
+        "--output",
+        output,
+        "--furniture-cache",
+        furniture,
+    ]
     command += ["--num-rooms", "4", "--num-val-rooms", "1", "--num-test-rooms", "1", "--resolution", "24", "40"]
     return subprocess.run([str(part) for part in [*command, *options]], capture_output=True, text=True)
 
@@ -215,15 +224,13 @@ def test_chunks_are_the_same_scenes(made):
 def test_furniture_is_seen_where_its_box_projects(furniture):
     """In an otherwise empty room, from several cameras: the red pixels are within and up to the edges of the box."""
     code = f"""
-import sys
-sys.path.insert(0, {str(SCRIPTS)!r})
 import json
 from pathlib import Path
 import numpy as np
-from furniture import read_furniture
-from room_layout import Placed, RoomPlan, Walk, WallPanel, _pose
-from room_mesh import build_room
-from room_renderer import RoomRenderer, draw_lighting
+from elvsm_nerfstudio.synthetic.furniture import read_furniture
+from elvsm_nerfstudio.synthetic.room_layout import Placed, RoomPlan, Walk, WallPanel, _pose
+from elvsm_nerfstudio.synthetic.room_mesh import build_room
+from elvsm_nerfstudio.synthetic.room_renderer import RoomRenderer, draw_lighting
 
 item = next(i for i in read_furniture(Path({str(furniture / "libraries")!r}), ()) if i.title == "Sofa")
 piece = Placed(item, (3.0, 2.5), 0.0, 1)

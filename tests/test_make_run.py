@@ -10,9 +10,6 @@ import pytest
 import torch
 import yaml
 from conftest import TINY_NETWORK, run_cli, tiny_pipeline
-from export_weights import Args as ExportArgs
-from export_weights import export
-from make_run import Args, make_run
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
@@ -20,8 +17,7 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
 from elvsm_nerfstudio.nn.weights import read_weights, save_weights
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+from elvsm_nerfstudio.runs import RunOptions, export_weights, make_run
 
 CONFIG = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
 
@@ -42,7 +38,7 @@ def setup(config_path: Path):
 
 
 def test_published_weights_are_evaluated_and_rendered_on_a_capture_at_once(tmp_path, published, scene):
-    made = run_cli("python", str(SCRIPTS / "make_run.py"), "--checkpoint", str(published), "--data", str(scene),
+    made = run_cli("elvsm", "run", "--weights", str(published), "--data", str(scene),
                    "--method", "efficient-lvsm-tiny", "--num-context-views", "3", cwd=tmp_path)  # fmt: skip
     config = made.stdout.split()[-1]
     assert config == "outputs/published-spheres/efficient-lvsm-tiny/run/config.yml"
@@ -58,7 +54,7 @@ def test_published_weights_are_evaluated_and_rendered_on_a_capture_at_once(tmp_p
 
 
 def test_the_made_run_has_the_weights_and_sizes_of_the_file(tmp_path, published, scene):
-    path = make_run(Args(checkpoint=published, data=scene, method="efficient-lvsm", output_dir=tmp_path / "out"))
+    path = make_run(RunOptions(weights=published, data=scene, method="efficient-lvsm", output_dir=tmp_path / "out"))
     config, pipeline, _, step = setup(path)
     assert step == 0 and config.pipeline.model.network == CONFIG and config.pipeline.model.checkpoint is None
     assert config.pipeline.datamanager.image_size == (256, 256)
@@ -70,7 +66,7 @@ def test_the_made_run_has_the_weights_and_sizes_of_the_file(tmp_path, published,
 def test_the_method_is_that_of_the_network(tmp_path, scene):
     network = LVSMDecoderOnlyConfig(width=256, num_layers=8, mlp_ratio=5).build()
     save_weights(tmp_path / "w.safetensors", network.state_dict(), network.config, torch.bfloat16)
-    path = make_run(Args(checkpoint=tmp_path / "w.safetensors", data=scene, output_dir=tmp_path / "out"))
+    path = make_run(RunOptions(weights=tmp_path / "w.safetensors", data=scene, output_dir=tmp_path / "out"))
     assert yaml.load(path.read_text(), Loader=yaml.Loader).method_name == "lvsm-decoder-only-tiny"
 
 
@@ -80,16 +76,16 @@ def test_the_method_is_that_of_the_network(tmp_path, scene):
         ({}, "of no registered method's network .*width 32.*--method .*efficient-lvsm-512"),
         ({"method": "lvsm-decoder-only"}, "found weights for EfficientLVSMConfig, expected LVSMDecoderOnlyConfig"),
         ({"method": "splatfacto"}, "--method splatfacto is unknown; expected one of efficient-lvsm, "),
-        ({"method": "efficient-lvsm", "data": None}, "--checkpoint needs --data"),
+        ({"method": "efficient-lvsm", "data": None}, "--weights needs --data"),
         ({"method": "efficient-lvsm", "dataparser": "x"}, "--dataparser x is unknown; expected one of .*colmap"),
         ({"method": "efficient-lvsm", "data": Path("nowhere")}, "nowhere does not exist"),
-        ({"checkpoint": None}, "give either --checkpoint WEIGHTS --data DATA or --from-run CONFIG"),
-        ({"checkpoint": Path("none.pt")}, "none.pt does not exist; expected a file of weights"),
-        ({"checkpoint": None, "from_run": Path("c.yml"), "method": "x"}, "--method x is for --checkpoint"),
+        ({"weights": None}, "give either --weights WEIGHTS --data DATA or --from-run CONFIG"),
+        ({"weights": Path("none.pt")}, "none.pt does not exist; expected a file of weights"),
+        ({"weights": None, "from_run": Path("c.yml"), "method": "x"}, "--method x is for --weights"),
     ],
 )
 def test_what_cannot_be_made_is_explained_and_leaves_nothing(tmp_path, published, scene, options, message):
-    args = Args(**{"checkpoint": published, "data": scene, "output_dir": tmp_path / "out", **options})
+    args = RunOptions(**{"weights": published, "data": scene, "output_dir": tmp_path / "out", **options})
     with pytest.raises(ValueError, match=message):
         make_run(args)
     assert not (tmp_path / "out").exists()
@@ -123,7 +119,7 @@ def test_training_starts_from_weights_and_evaluation_does_without_them(trained, 
 
 def test_exported_weights_are_those_that_the_run_renders_with(trained, tmp_path, monkeypatch, scene):
     monkeypatch.chdir(trained.parents[4])
-    export(ExportArgs(load_config=trained, output=tmp_path / "w.safetensors"))
+    export_weights(trained, tmp_path / "w.safetensors")
     weights = read_weights(tmp_path / "w.safetensors")
     checkpoint = torch.load(trained.parent / "nerfstudio_models/step-000000001.ckpt", weights_only=True)
     assert weights.complete and weights.config.init_std == 0.02
@@ -131,19 +127,19 @@ def test_exported_weights_are_those_that_the_run_renders_with(trained, tmp_path,
         assert torch.equal(tensor, checkpoint["pipeline"][f"_model.network.{name}"])
     assert not torch.equal(weights.state["head.weight"], checkpoint["average"]["trained"]["head.weight"])
 
-    export(ExportArgs(load_config=trained, output=tmp_path / "half.safetensors", dtype="fp16"))
+    export_weights(trained, tmp_path / "half.safetensors", "fp16")
     assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "w.safetensors").stat().st_size
     for name, tensor in read_weights(tmp_path / "half.safetensors").state.items():
         assert torch.equal(tensor, weights.state[name].half()), name
     with pytest.raises(ValueError, match="w.pt: expected a name that ends in .safetensors"):
-        export(ExportArgs(load_config=trained, output=tmp_path / "w.pt"))
+        export_weights(trained, tmp_path / "w.pt")
 
-    made = make_run(Args(from_run=trained, data=scene, output_dir=tmp_path / "out"))
+    made = make_run(RunOptions(from_run=trained, data=scene, output_dir=tmp_path / "out"))
     _, pipeline, _, _ = setup(made)
     assert torch.equal(pipeline.model.network.head.weight, weights.state["head.weight"])
     last = trained.parent / "nerfstudio_models/step-000000001.ckpt"
     with pytest.raises(ValueError, match=f"belongs to a run.*give --from-run {trained}"):
-        make_run(Args(checkpoint=last, data=scene, output_dir=tmp_path / "out"))
+        make_run(RunOptions(weights=last, data=scene, output_dir=tmp_path / "out"))
 
 
 def test_a_checkpoint_without_its_run_needs_its_method(tmp_path, scene):
@@ -151,7 +147,7 @@ def test_a_checkpoint_without_its_run_needs_its_method(tmp_path, scene):
     network = method_configs.efficient_lvsm_plus_tiny.config.pipeline.model.network
     state = {f"_model.network.{name}": x for name, x in network.build().state_dict().items()}
     torch.save({"step": 7, "pipeline": state}, tmp_path / "step-000000007.ckpt")
-    args = Args(checkpoint=tmp_path / "step-000000007.ckpt", data=scene, output_dir=tmp_path / "out")
+    args = RunOptions(weights=tmp_path / "step-000000007.ckpt", data=scene, output_dir=tmp_path / "out")
     with pytest.raises(ValueError, match="not its camera encoding; say with --method .*efficient-lvsm-plus-tiny"):
         make_run(args)
     with pytest.raises(ValueError, match="width 256.*expected .*width 768"):

@@ -1,4 +1,4 @@
-"""scripts/make_scanned_objects.py, on a package made here; nothing is downloaded."""
+"""`elvsm data scanned`, on a package made here; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from PIL import Image
 pytest.importorskip("trimesh", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("embreex", reason='needs pip install "elvsm-nerfstudio[objects]"')
 pytest.importorskip("moderngl", reason='needs pip install "elvsm-nerfstudio[objects]"')
-import scanned_objects
-from make_scanned_objects import Args, make_scanned_objects
-from pip_download import FetchError
+from elvsm_nerfstudio.downloads.pip_download import FetchError
+from elvsm_nerfstudio.synthetic import scanned_objects
+from elvsm_nerfstudio.synthetic.scanned import ScannedOptions, make_scanned_objects
 
 PRISM = """mtllib textured.mtl
 v 0 0 0
@@ -53,7 +53,9 @@ def wheel(tmp_path, monkeypatch) -> Path:
 
 
 def test_objects_stand_upright_with_their_photo_and_all_are_test(wheel, tmp_path, capfd):
-    args = Args(tmp_path / "out", 32, 8, renderer="embreex", num_workers=1, wheels=(wheel,), cache=tmp_path / "cache")
+    args = ScannedOptions(
+        tmp_path / "out", 32, 8, renderer="embreex", num_workers=1, wheels=(wheel,), cache=tmp_path / "cache"
+    )
     make_scanned_objects(args)
     assert "do not pass on" in capfd.readouterr().err
     collection = json.loads((args.output / "scenes.json").read_text())

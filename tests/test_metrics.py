@@ -226,7 +226,7 @@ def test_image_metrics_are_all_metrics(random_weights):
 
 
 def test_lpips_is_left_out_with_one_warning_where_weights_are_missing(torch_home):
-    command = "`python scripts/fetch_lpips_weights.py` gets the weights"
+    command = "`elvsm fetch lpips` gets the weights"
     both = "LPIPS is left out: vgg16-397923af.pth and alexnet-owt-7be5be79.pth missing in .*; " + command
     with pytest.warns(UserWarning, match=both) as caught:
         assert set(metrics.image_metrics(*images(40, 40))) == {"psnr", "ssim", "flip"}
@@ -257,7 +257,7 @@ def test_lpips_is_left_out_with_one_warning_for_small_images(random_weights):
 def test_broken_weights_are_named(random_weights, torch_home):
     path = torch_home / "hub/checkpoints" / metrics.LPIPS_WEIGHTS["alex"]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RuntimeError, match="alexnet-owt-7be5be79.pth cannot be read; `python scripts/fetch_lpips"):
+    with pytest.raises(RuntimeError, match="alexnet-owt-7be5be79.pth cannot be read; `elvsm fetch lpips"):
         metrics.lpips(*images(40, 40), "alex")
 
 

@@ -56,7 +56,7 @@ def test_without_them_the_message_says_where_they_were_looked_for(tmp_path, monk
 
 
 def test_a_run_of_them_on_a_capture(tmp_path, scene):
-    made = run_cli("python", str(ROOT / "scripts/make_run.py"), "--checkpoint", "pretrained", "--data", str(scene),
+    made = run_cli("elvsm", "run", "--weights", "pretrained", "--data", str(scene),
                    cwd=tmp_path)  # fmt: skip
     config = made.stdout.split()[-1]
     assert config == "outputs/pretrained-spheres/efficient-lvsm-plus-tiny/run/config.yml"

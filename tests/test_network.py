@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from test_geometry import move_world
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "check_parity.py"
 SMALL = EfficientLVSMConfig(width=64, num_layers=3, head_dim=16)
 
 
@@ -33,7 +31,9 @@ def network() -> EfficientLVSM:
 
 
 def parity(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "elvsm_nerfstudio.cli", "check", *arguments], capture_output=True, text=True
+    )
 
 
 def test_parity_with_the_official_implementation():

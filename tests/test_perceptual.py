@@ -218,8 +218,8 @@ def test_none_needs_no_file(tmp_path, monkeypatch):
     [
         ("vgg19", r"curl --fail --location --create-dirs --output \S*/hub/checkpoints/imagenet-vgg-verydeep-19\.mat "
                   r"https://www\.vlfeat\.org/matconvnet/models/imagenet-vgg-verydeep-19\.mat\n"),
-        ("vgg16", r"python scripts/fetch_lpips_weights\.py\n"),
-        ("lpips", r"python scripts/fetch_lpips_weights\.py\n"),
+        ("vgg16", r"elvsm fetch lpips\n"),
+        ("lpips", r"elvsm fetch lpips\n"),
     ],
 )  # fmt: skip
 def test_missing_weights_are_said_with_the_command_that_gets_them(tmp_path, monkeypatch, backbone, command):

@@ -9,9 +9,9 @@ import torch
 from conftest import tiny_pipeline, write_collection
 from PIL import Image
 
+from elvsm_nerfstudio.evaluation.evaluator import Evaluator
 from elvsm_nerfstudio.evaluation.protocols import PROTOCOLS, find_protocol
 from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version
-from elvsm_nerfstudio.evaluator import Evaluator
 from elvsm_nerfstudio.geometry import CanonicalFrame
 
 

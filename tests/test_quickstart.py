@@ -15,7 +15,7 @@ def checkout(tmp_path) -> Path:
     """A checkout in which nothing is installed and every program succeeds."""
     programs = tmp_path / ".venv/bin"
     programs.mkdir(parents=True)
-    for name in ("python", "ns-train", "ns-eval", "ns-render", "ffmpeg"):
+    for name in ("python", "elvsm", "ns-train", "ns-eval", "ns-render", "ffmpeg"):
         (programs / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"{tmp_path}/calls"\n')
         (programs / name).chmod(0o755)
     (tmp_path / "scripts").mkdir()
@@ -39,18 +39,18 @@ def of(program: str, listed: list[str]) -> list[str]:
 def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another_one(checkout):
     listed = calls(checkout)
     assert "--splits test" in listed[0] and not of("ns-train", listed)
-    (made,) = of("python scripts/make_run.py", listed)
-    assert "--checkpoint pretrained --data data/objects64_test" in made
+    (made,) = of("elvsm run", listed)
+    assert "--weights pretrained --data data/objects64_test" in made
     (evaluated,) = of("ns-eval", listed)
     config = checkout / RUN.format("quickstart") / "config.yml"
     assert f"--load-config {config.relative_to(checkout)}" in evaluated and of("ns-render camera-path", listed)
 
     config.parent.mkdir(parents=True)
     config.touch()
-    assert not of("python scripts/make_run.py", calls(checkout))
+    assert not of("elvsm run", calls(checkout))
     weights = checkout / "assets/efficient-lvsm-plus-tiny.safetensors"
     os.utime(weights, (config.stat().st_mtime + 10,) * 2)
-    assert of("python scripts/make_run.py", calls(checkout)) and not config.exists()
+    assert of("elvsm run", calls(checkout)) and not config.exists()
 
 
 def test_an_interrupted_training_goes_on_and_a_finished_one_is_reused(checkout):

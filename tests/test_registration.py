@@ -25,24 +25,28 @@ HEAVY = (
 
 ALLOWED = {
     # room: rooms of the package that it may import
-    "files": set(),
-    "views": set(),
-    "geometry": set(),
-    "nn": {"files", "views", "geometry"},
-    "cameras": {"views", "geometry"},
-    "training": {"files", "nn", "views", "geometry"},
-    "unavailable": set(),
-    "data": {"files", "views", "geometry", "cameras", "unavailable"},
-    "evaluation": {"files", "views", "geometry", "data"},
-    "poses": {"files", "data", "evaluation"},
-    "model": {"views", "geometry", "nn", "cameras", "training", "evaluation"},
-    "evaluator": {"views", "nn", "evaluation", "data", "model"},
-    "frustums": {"data"},
-    "viewer": {"views", "nn", "cameras", "data", "model", "frustums"},
-    "splatting": {"geometry", "cameras", "data", "evaluation"},
-    "pipeline": {"views", "geometry", "nn", "training", "evaluation", "data", "model", "evaluator", "viewer"},
-    "trainer": {"files", "nn", "training", "pipeline"},
-    "method_configs": {"nn", "training", "data", "model", "pipeline", "trainer", "splatting", "unavailable"},
+    "files": "",
+    "unavailable": "",
+    "views": "",
+    "geometry": "",
+    "nn": "files views geometry",
+    "cameras": "views geometry",
+    "data": "files views geometry cameras unavailable",
+    "training": "files views geometry nn",
+    "evaluation": "files views geometry data",
+    "poses": "files data evaluation",
+    "model": "files views geometry nn cameras training evaluation",
+    "evaluation.evaluator": "files views nn data evaluation model",
+    "viewer": "files views geometry nn cameras data evaluation model",
+    "splatting": "files views geometry cameras data evaluation",
+    "pipeline": "files views geometry nn training data model evaluation evaluation.evaluator viewer",
+    "trainer": "files nn training pipeline",
+    "method_configs": "nn training data model pipeline trainer splatting unavailable",
+    "runs": "files nn training data evaluation method_configs",
+    "downloads": "files nn evaluation",
+    "synthetic": "files downloads",
+    "compare": "files views geometry nn cameras data evaluation model method_configs runs",
+    "cli": "files views geometry nn evaluation poses compare synthetic downloads viewer runs",
 }
 TORCH_ONLY = ("views", "geometry", "nn")
 
@@ -160,27 +164,88 @@ def test_package_is_empty_at_import():
     assert result.stdout.strip() == "[]"
 
 
+def room_of(module: str) -> str:
+    """The room of a module of the package, the narrowest that is listed."""
+    parts = module.split(".")[1:]
+    names = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((name for name in names if name in ALLOWED), names[-1])
+
+
 def files() -> list[tuple[str, Path]]:
-    package = [(p.relative_to(ROOT / "elvsm_nerfstudio").parts[0].removesuffix(".py"), p)
-               for p in sorted((ROOT / "elvsm_nerfstudio").rglob("*.py"))]  # fmt: skip
-    return [*package, *(("method_configs", p) for p in sorted((ROOT / "method_configs").glob("*.py")))]
+    folders = {
+        "elvsm_nerfstudio": ROOT / "elvsm_nerfstudio",
+        "elvsm_nerfstudio.method_configs": ROOT / "method_configs",
+    }
+    listed = []
+    for package, folder in folders.items():
+        for path in sorted(folder.rglob("*.py")):
+            inside = ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+            if package != "elvsm_nerfstudio" or inside:
+                listed.append((room_of(f"{package}.{inside}".rstrip(".")), path))
+    return listed
 
 
 @pytest.mark.parametrize("room, path", files(), ids=lambda value: str(getattr(value, "name", value)))
 def test_rooms_import_only_what_lies_below_them(room, path):
-    if room == "__init__":
-        return
+    assert room in ALLOWED, f"{path}: the room {room} is not in the table of who may import whom"
     for node in ast.walk(ast.parse(path.read_text())):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.ImportFrom):
+            # `from elvsm_nerfstudio import x` may name a module or what the package itself offers.
+            own = node.module == "elvsm_nerfstudio"
+            modules += [f"elvsm_nerfstudio.{alias.name}" for alias in node.names] if own else [node.module or ""]
         for module in modules:
             where = f"{path.relative_to(ROOT)}:{node.lineno} imports {module}"
             parts = module.split(".")
-            if parts[0] == "elvsm_nerfstudio" and len(parts) > 1:
-                allowed = ALLOWED[room] | {room}
-                assert parts[1] in allowed, f"{where}; {room} may import {sorted(allowed)}"
+            assert parts[0] not in ("scripts", "tests"), f"{where}; the package does without them"
+            if parts[0] == "elvsm_nerfstudio" and len(parts) > 1 and not parts[1].startswith("__"):
+                allowed = {*ALLOWED[room].split(), room}
+                assert room_of(module) in allowed, f"{where}; {room} may import {sorted(allowed)}"
             if room in TORCH_ONLY:
                 known = (*sys.stdlib_module_names, "torch", "einops", "jaxtyping", "elvsm_nerfstudio", "__future__")
                 files = ("memory_file.py", "weights.py")
                 known += ("safetensors",) if path.name in files else ()
                 assert parts[0] in known, f"{where}; {room} may import torch, einops and jaxtyping only"
+
+
+def test_no_program_imports_another_program():
+    programs = {f"scripts.{path.parent.name}.{path.stem}" for path in (ROOT / "scripts").rglob("*.py")
+                if '__name__ == "__main__"' in path.read_text()}  # fmt: skip
+    assert {"scripts.study.run", "scripts.release.model_card", "scripts.benchmarks.efficiency"} < programs
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                assert not imported & programs, f"{path.relative_to(ROOT)}:{node.lineno} imports a program"
+
+
+def test_the_command_lists_its_verbs_without_torch():
+    """And a verb's module is imported only when it is called."""
+    result = run_python(
+        "import sys\n"
+        "from elvsm_nerfstudio.cli import main\n"
+        "for args in ([], ['--help'], ['data'], ['data', '--help'], ['--version'], ['rnu']):\n"
+        "    try: main(args)\n"
+        "    except SystemExit as end: print('exit', end.code)\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy', 'tyro', 'nerfstudio')"
+        " or m.startswith('elvsm_nerfstudio.') and not m.startswith('elvsm_nerfstudio.cli')))\n"
+        "print(sorted(m for m in sys.modules if m.startswith('elvsm_nerfstudio.cli')))"
+    )
+    assert result.returncode == 0, result.stderr
+    *_, unknown, heavy, own = result.stdout.splitlines()
+    assert (
+        unknown.startswith("exit error: elvsm rnu is unknown; expected one of run, ") and "did you mean run?" in unknown
+    )
+    assert (heavy, own) == ("[]", "['elvsm_nerfstudio.cli', 'elvsm_nerfstudio.cli.data']")
+    assert result.stdout.count("usage: elvsm VERB") == 2 and result.stdout.count("usage: elvsm data VERB") == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests/released_configs").rglob("*.yml")), ids=lambda p: p.stem)
+def test_configs_of_released_versions_load(path):
+    """config.yml stores the paths of classes."""
+    import yaml
+    from nerfstudio.engine.trainer import TrainerConfig
+
+    config = yaml.load(path.read_text(), Loader=yaml.Loader)
+    assert isinstance(config, TrainerConfig) and config.method_name == path.stem
+    assert config.pipeline._target.__module__.startswith("elvsm_nerfstudio.")

@@ -1,4 +1,4 @@
-"""scripts/render_stream.py: a run trained for two steps, a scene replayed, and folders that grow meanwhile."""
+"""`elvsm stream`: a run trained for two steps, a scene replayed, and folders that grow meanwhile."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import pytest
 import torch
 from conftest import TINY_NETWORK, run_cli, write_scene
 from PIL import Image
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "render_stream.py"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def config(workspace, collection) -> Path:
 
 
 def render_stream(workspace: Path, config: Path, *options: object, check: bool = True):
-    return run_cli("python", str(SCRIPT), "--load-config", str(config), *options, cwd=workspace, check=check)
+    return run_cli("elvsm", "stream", "--load-config", str(config), *options, cwd=workspace, check=check)
 
 
 def check_outputs(workspace: Path, name: str, num_views: int) -> dict:
@@ -106,8 +104,8 @@ def test_a_growing_folder_is_watched(workspace, config, tmp_path):
     meta = json.loads((whole / "transforms.json").read_text())
     (folder / "images").mkdir(parents=True)
     watcher = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--load-config", str(config), "--output", "watched.mp4",
-         "--watch", str(folder), "--idle-seconds", "4"],
+        [sys.executable, "-m", "elvsm_nerfstudio.cli", "stream", "--load-config", str(config),
+         "--output", "watched.mp4", "--watch", str(folder), "--idle-seconds", "4"],
         cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

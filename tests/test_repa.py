@@ -411,13 +411,13 @@ def test_vgg16_is_torchvisions_relu5_3(vgg_file):
 
 def test_missing_weights_stop_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af.pth[^\0]*python scripts/fetch_lpips_weights.py"):
+    with pytest.raises(FileNotFoundError, match=r"vgg16-397923af.pth[^\0]*elvsm fetch lpips"):
         VGG16([5])
     with pytest.raises(FileNotFoundError, match=r"found nothing; expected a folder[^\0]*hf download .*dinov3-vitb16"):
         DINOv3([8])
     with pytest.raises(FileNotFoundError, match=r"holds no config.json[^\0]*hf download facebook/dinov2-base"):
         DINOv2([8], tmp_path)
-    with pytest.raises(FileNotFoundError, match="python scripts/fetch_saliency_vit.py --output FOLDER"):
+    with pytest.raises(FileNotFoundError, match="elvsm fetch saliency-vit --output FOLDER"):
         SaliencyViT([8])
     with pytest.raises(ValueError, match=r"found blocks \[4\] of teacher 'vgg16', it has \[5\]"):
         VGG16([4, 5])
@@ -498,9 +498,9 @@ def test_training_with_a_transformer(dinov3, views):
 def test_the_vit_is_read_from_onnx(transformers, dinov2, tmp_path, monkeypatch):
     """A tiny one, with the names that the true one has in its file."""
     pytest.importorskip("onnx")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    import fetch_saliency_vit as script
     from onnx import helper, numpy_helper
+
+    from elvsm_nerfstudio.downloads import saliency_vit as script
 
     state = {k: x.numpy() for k, x in transformers.Dinov2Model.from_pretrained(dinov2).state_dict().items()}
     constants, nodes = [], []

@@ -1,4 +1,4 @@
-"""scripts/run_study.py: its table of variants, plans, times, scores and tables, and a study from end to end."""
+"""scripts/study/run.py: its table of variants, plans, times, scores and tables, and a study from end to end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from elvsm_nerfstudio.evaluation.floors import copy_nearest
 from elvsm_nerfstudio.evaluation.metrics import psnr
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
 TINY = (
     "--pipeline.model.network.width 32 --pipeline.model.network.num-layers 2 --pipeline.model.network.head-dim 16 "
     "--pipeline.datamanager.image-size 16 16 --pipeline.datamanager.scenes-per-batch 2 "
@@ -34,7 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def settings_of(data: Path, **changed):
-    from study_layout import Settings
+    from scripts.study.layout import Settings
 
     options = dict(minutes=1.0, steps=16, threads=1, context_views=(1, 2, 4), num_target_views=2, train_options="")
     return Settings(str(data), **{**options, **changed})
@@ -56,8 +56,8 @@ def value_of(config, option: str):
 
 
 def test_every_variant_is_of_a_registered_method_and_sets_what_it_has():
-    from make_run import network_methods
-    from study_variants import SAME_FOR_ALL, VARIANTS
+    from elvsm_nerfstudio.runs import network_methods
+    from scripts.study.variants import SAME_FOR_ALL, VARIANTS
 
     methods = network_methods()
     for variant in VARIANTS:
@@ -66,8 +66,8 @@ def test_every_variant_is_of_a_registered_method_and_sets_what_it_has():
 
 
 def test_variants_differ_in_what_they_test_alone():
-    from study_training import options_of
-    from study_variants import VARIANTS
+    from scripts.study.training import options_of
+    from scripts.study.variants import VARIANTS
 
     options = {variant.name: options_of(settings_of(Path("data")), variant) for variant in VARIANTS}
     plus, paper = options["plus"], options["paper-exact"]
@@ -86,8 +86,8 @@ def test_variants_differ_in_what_they_test_alone():
 
 
 def test_plus_is_the_method_as_it_is():
-    from make_run import network_methods
-    from study_variants import SAME_FOR_ALL, find_variants
+    from elvsm_nerfstudio.runs import network_methods
+    from scripts.study.variants import SAME_FOR_ALL, find_variants
 
     (plus,) = find_variants(["plus"])
     config = network_methods()["efficient-lvsm-plus-tiny"]
@@ -97,7 +97,7 @@ def test_plus_is_the_method_as_it_is():
 
 
 def test_an_unknown_variant_suggests_the_nearest(data, tmp_path):
-    from run_study import Args, run_study
+    from scripts.study.run import Args, run_study
 
     with pytest.raises(ValueError, match="--variants plus-prefx: no such variant; did you mean plus-prefix?"):
         run_study(Args(data, tmp_path / "out", variants=("plus", "plus-prefx")))
@@ -117,7 +117,7 @@ def test_an_unknown_variant_suggests_the_nearest(data, tmp_path):
     ],
 )
 def test_options_that_cannot_be_used_are_named_before_anything_runs(data, tmp_path, changed, message):
-    from run_study import Args, run_study
+    from scripts.study.run import Args, run_study
 
     options = {"variants": ("plus",), "context_views": (1, 2, 4), **changed}
     with pytest.raises(ValueError, match=message):
@@ -126,10 +126,10 @@ def test_options_that_cannot_be_used_are_named_before_anything_runs(data, tmp_pa
 
 
 def test_a_study_goes_on_with_the_same_options_alone(data, tmp_path):
-    from run_study import Args, run_study
-    from study_layout import Layout, keep_settings
-    from study_training import find_plan, make_plan
-    from study_variants import find_variants
+    from scripts.study.layout import Layout, keep_settings
+    from scripts.study.run import Args, run_study
+    from scripts.study.training import find_plan, make_plan
+    from scripts.study.variants import find_variants
 
     layout, settings = Layout(tmp_path.resolve()), settings_of(data)
     keep_settings(layout, settings)
@@ -151,7 +151,7 @@ def test_a_study_goes_on_with_the_same_options_alone(data, tmp_path):
 
 
 def test_two_studies_never_share_a_folder(tmp_path):
-    from study_layout import Layout
+    from scripts.study.layout import Layout
 
     with Layout(tmp_path).locked() as lock:
         # A training that outlives its study keeps the lock.
@@ -171,7 +171,7 @@ def test_two_studies_never_share_a_folder(tmp_path):
 
 
 def test_steps_fill_the_time():
-    from study_training import core_share, steps_within
+    from scripts.study.training import core_share, steps_within
 
     assert steps_within(900, 0.7) == 1280  # of 1285, a multiple of 8
     assert steps_within(1, 10) == 8
@@ -180,7 +180,7 @@ def test_steps_fill_the_time():
 
 
 def test_time_is_read_from_a_log_with_gaps_and_repetitions(tmp_path):
-    from study_training import seconds_after
+    from scripts.study.training import seconds_after
 
     tag = "throughput/scenes_per_second"
     # The second session goes on from step 20; its line of step 30 counts, and the one of step 40 was lost.
@@ -196,9 +196,9 @@ def test_time_is_read_from_a_log_with_gaps_and_repetitions(tmp_path):
 
 
 def test_a_training_goes_on_from_its_checkpoint_and_is_not_repeated(data, tmp_path, monkeypatch):
-    import study_training
-    from study_layout import Layout, read_json
-    from study_variants import find_variants
+    from scripts.study import training as study_training
+    from scripts.study.layout import Layout, read_json
+    from scripts.study.variants import find_variants
 
     layout, settings, (plus,) = Layout(tmp_path), settings_of(data), find_variants(["plus"])
     plan = study_training.make_plan(layout, settings, plus, 42, lock=-1, tick=quiet)
@@ -231,7 +231,7 @@ def test_a_training_goes_on_from_its_checkpoint_and_is_not_repeated(data, tmp_pa
 
 
 def test_scores_are_of_the_first_views_for_floors_and_networks_alike(data, tmp_path):
-    from study_scoring import Scorer, by_views, only_psnr, score
+    from scripts.study.scoring import Scorer, by_views, only_psnr, score
 
     run = write_run(tmp_path, data)
     scorer = Scorer(settings_of(data))
@@ -293,7 +293,7 @@ def result() -> dict:
     ]
     settings = {"data": "/somewhere/objects", "minutes": 9.0, "steps": None, "threads": 1, "context_views": [1, 2, 4]}
     return {
-        "command": "python scripts/run_study.py --minutes 9",
+        "command": "python -m scripts.study.run --minutes 9",
         "code": {"version": "1", "commit": "abc"},
         "versions": {"torch": "2"},
         "machine": {"processor": "a processor", "device": "cpu"},
@@ -304,7 +304,7 @@ def result() -> dict:
 
 
 def test_tables_show_equal_time_and_equal_steps(result):
-    from study_report import markdown
+    from scripts.study.report import markdown
 
     text = markdown(result)
     assert "# Study on objects, 9 minutes each" in text and "PSNR after 800 steps" in text
@@ -325,7 +325,7 @@ def test_tables_show_equal_time_and_equal_steps(result):
 
 
 def test_the_test_split_has_tables_where_it_was_scored(result):
-    from study_report import markdown
+    from scripts.study.report import markdown
 
     result["variants"][1]["seeds"]["0"]["test"] = scores(20.0)
     result["floors"]["test"] = result["floors"]["val"]
@@ -334,7 +334,7 @@ def test_the_test_split_has_tables_where_it_was_scored(result):
 
 
 def test_without_the_baseline_there_are_no_gains(result):
-    from study_report import markdown
+    from scripts.study.report import markdown
 
     result["variants"] = result["variants"][1:2]
     assert "| plus | what plus is | 2 | 800 | 9.0 | 10.0 | 17.20 (17.00 to 17.40) | – |" in markdown(result)
@@ -343,9 +343,8 @@ def test_without_the_baseline_there_are_no_gains(result):
 
 
 def test_plots_and_pictures_are_written(result, tmp_path):
-    from study_report import read_picture, write_curves, write_pictures, write_views
-
     from elvsm_nerfstudio.evaluation.report import sheet, write_image
+    from scripts.study.report import read_picture, write_curves, write_pictures, write_views
 
     write_curves(tmp_path / "curves.png", result)
     write_views(tmp_path / "views.png", result)
@@ -365,7 +364,7 @@ def test_plots_and_pictures_are_written(result, tmp_path):
 
 def study(data: Path, output: Path, *options: str) -> list[str]:
     return [
-        sys.executable, str(SCRIPTS / "run_study.py"), "--data", str(data), "--output", str(output),
+        sys.executable, "-m", "scripts.study.run", "--data", str(data), "--output", str(output),
         "--context-views", "1", "2", "4", "--num-target-views", "2", f"--train-options={TINY}", *options,
     ]  # fmt: skip
 
@@ -376,7 +375,7 @@ def test_a_study_that_is_killed_goes_on_and_keeps_what_is_done(data, tmp_path):
     command = study(data, output, "--minutes", "0.05", "--variants", "paper-exact", "prope", "--score-test")
     log = tmp_path / "log.txt"
     with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     runs = output / "runs"
     while not list(runs.glob("paper-exact-seed_42/*/run/nerfstudio_models/step-*.ckpt")):
         assert process.poll() is None, log.read_text()[-3000:]
@@ -384,7 +383,7 @@ def test_a_study_that_is_killed_goes_on_and_keeps_what_is_done(data, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
 
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     content = json.loads((output / "study.json").read_text())
     first, second = content["variants"]
@@ -407,6 +406,6 @@ def test_a_study_that_is_killed_goes_on_and_keeps_what_is_done(data, tmp_path):
     # What is done is neither trained nor scored again: without the trainings' folders it could not be.
     for path in runs.glob("*/*/run/nerfstudio_models/step-*.ckpt"):
         path.write_bytes(b"")
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
     assert json.loads((output / "study.json").read_text())["variants"] == content["variants"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +204,8 @@ def test_context_frames_are_ours(tmp_path):
 
 
 def test_the_benchmark_writes_its_table_and_plot(tmp_path):
-    scripts = Path(__file__).parents[1] / "scripts"
     run_cli(
-        sys.executable, str(scripts / "benchmark_splatting.py"), "--output", "speed.json", "--sizes", "16",
+        "python", "-m", "scripts.benchmarks.splatting", "--output", "speed.json", "--sizes", "16",
         "--gaussians", "10", "40", "--repeats", "2", "--beside", "tests", cwd=tmp_path,
     )  # fmt: skip
     result = json.loads((tmp_path / "speed.json").read_text())

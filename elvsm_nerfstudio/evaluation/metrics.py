@@ -14,7 +14,7 @@ from torch import Tensor
 
 LPIPS_WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 """torchvision's file names, under torch.hub's checkpoint folder."""
-FETCH = "python scripts/fetch_lpips_weights.py"
+FETCH = "elvsm fetch lpips"
 LPIPS_LEAST_SIZE = 32
 """Pixels a side. Below 31, AlexNet's last layers have no pixel left (VGG-16's below 16)."""
 SSIM_WINDOW = 11

@@ -39,7 +39,7 @@ class RepaConfig:
     are gated, so that by default there is none. 'saliency-vit-s' is a ViT-S fine-tuned for saliency, not DINO."""
     path: Optional[Path] = None
     """Folder of a transformer's weights as transformers saves them (config.json, model.safetensors). For VGG-16 a
-    .pth file; absent: where scripts/fetch_lpips_weights.py leaves it."""
+    .pth file; absent: where `elvsm fetch lpips` leaves it."""
     image_size: Optional[int] = None
     """Pixels of the short side of images shown to the teacher; by default 512 for DINOv3, 336 for DINOv2 (both as in
     the official code), 224 for the ViT-S and 256 for VGG-16 (ours)."""

@@ -178,7 +178,7 @@ class SaliencyViT(VisionTransformer):
     name = "saliency-vit-s"
     model_type = "dinov2"
     architecture = "Dinov2Model"
-    how_to_get = "python scripts/fetch_saliency_vit.py --output FOLDER"
+    how_to_get = "elvsm fetch saliency-vit --output FOLDER"
     fine_tuned_for = "saliency"
     default_image_size = 224  # what it was fine-tuned at
 

@@ -27,7 +27,7 @@ class VggFile:
 
     name: str
     url: Optional[str] = None
-    """Where it comes from; by scripts/fetch_lpips_weights.py if absent."""
+    """Where it comes from; by `elvsm fetch lpips` if absent."""
 
     @property
     def path(self) -> Path:
@@ -37,7 +37,7 @@ class VggFile:
     def fetch(self) -> str:
         """The command that puts it there."""
         if self.url is None:
-            return "python scripts/fetch_lpips_weights.py"
+            return "elvsm fetch lpips"
         return f"curl --fail --location --create-dirs --output {shlex.quote(str(self.path))} {self.url}"
 
 

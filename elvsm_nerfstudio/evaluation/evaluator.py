@@ -1,0 +1,204 @@
+"""Scores a model on scenes, as a protocol says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager
+from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.scenes import SceneEntry
+from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.metrics import image_metrics
+from elvsm_nerfstudio.evaluation.protocols import Protocol
+from elvsm_nerfstudio.evaluation.report import sheet, write_image
+from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version, spread
+from elvsm_nerfstudio.evaluation.timing import timed
+from elvsm_nerfstudio.model import EfficientLVSMModel, canonical_frame
+from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.views import ViewSet
+
+
+@dataclass
+class ImageResult:
+    """One target, rendered from some number of context views."""
+
+    image: str
+    context_views: int
+    metrics: dict[str, float]
+    """With ``_copy_nearest`` and ``_mean_of_context``: what the floors score."""
+    encode_ms: float
+    render_ms: float
+    rgb: Tensor
+
+
+@dataclass
+class Evaluation:
+    """The outcome: averages for each number of context views, and a row for every image."""
+
+    by_views: dict[int, dict[str, float]]
+    rows: list[dict[str, Any]]
+    record: dict[str, Any]
+    """What was evaluated: protocol, data and their fingerprint, code. No times, no machine: equal evaluations of equal
+    weights have equal records."""
+    timing: dict[str, Any]
+
+
+def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManager) -> Protocol:
+    """The evaluation that the run's own options describe."""
+    return Protocol(
+        name="as configured",
+        description="views, size, background and canonical frame of the run's own options",
+        views=datamanager.evaluation_views,
+        context_views=(),
+        background=datamanager.config.background,
+        canonical_frame=model.config.canonical_frame,
+    )
+
+
+class Evaluator:
+    """Walks the evaluated scenes, every one of them; nothing is left out, so anything unreadable stops it, but for the
+    val scenes of a training, which are reported and left out."""
+
+    def __init__(self, model: EfficientLVSMModel, datamanager: ViewSetDataManager, protocol: Protocol):
+        self.model, self.datamanager, self.protocol = model, datamanager, protocol
+        self.images = protocol.images(datamanager.config.image_size)
+
+    def run(self, pictures: Optional[Path], get_std: bool) -> Evaluation:
+        """Scores every scene.
+
+        Args:
+            pictures: folder for each scene's sheet and each prediction, lossless.
+            get_std: adds the standard deviation over images.
+        """
+        results: list[tuple[str, ImageResult]] = []
+        fingerprint = Fingerprint()
+        among_context = 0
+        entries = self.datamanager.eval_entries
+        with _progress("Evaluating scenes") as progress:
+            for entry in progress.track(entries):
+                scene = self.scene(entry)
+                if scene is None:
+                    continue
+                if not results:
+                    self.score(self.scene(entry, max_targets=1))  # warm-up, not timed
+                fingerprint.add(scene.name, (*scene.context_names, *scene.target_names), scene.views)
+                among_context += len(set(scene.context_names) & set(scene.target_names))
+                scored = self.score(scene)
+                if pictures is not None:
+                    self._write_pictures(pictures, scene, scored)
+                for result in scored:
+                    result.rgb = result.rgb.new_empty(0)  # rows are kept, pictures are not
+                results += [(scene.name, result) for result in scored]
+
+        if not results:
+            raise DataError("none of the evaluated scenes can be used; the reasons are above")
+        rows = [
+            {"scene": scene, "image": r.image, "context_views": r.context_views, **r.metrics} for scene, r in results
+        ]
+        index = self.datamanager.evaluation_index
+        names = list(results[0][1].metrics)
+        counts = self.protocol.context_views if len(self.protocol.context_views) > 1 else (None,)
+        groups = {count: [row for row in rows if count in (None, row["context_views"])] for count in counts}
+        return Evaluation(
+            by_views={count: averages(group, names, get_std) for count, group in groups.items()},
+            rows=rows,
+            record={
+                "protocol": {**self.protocol.as_json(self.datamanager.config.image_size), "metrics": names},
+                "data": {
+                    "path": str(self.datamanager.config.data),
+                    "split": self.datamanager.test_split,
+                    "num_scenes": len({scene for scene, _ in results}),
+                    "index": index and str(index.path),
+                    "null_entries_of_the_index": index and index.num_null,
+                    "targets_that_are_context": among_context,
+                    "fingerprint": fingerprint.hexdigest(),
+                },
+                "rendering": {
+                    "nearest_views": self.model.config.nearest_views,
+                    "precision": str(self.model.network.autocast_dtype or torch.float32).removeprefix("torch."),
+                },
+                "code": code_version(),
+            },
+            timing={
+                "encode_ms": "of one appended view" if self.protocol.one_memory else "of all context views",
+                "by_context_views": {
+                    str(count): {
+                        name: spread([getattr(r, name) for _, r in results if r.context_views == count])
+                        for name in ("encode_ms", "render_ms")
+                    }
+                    for count in sorted({r.context_views for _, r in results})
+                },
+                "device": str(self.model.device),
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def scene(self, entry: SceneEntry, max_targets: Optional[int] = None) -> Optional[EvaluationScene]:
+        """A scene with the protocol's views and images; None for a val scene that cannot be used."""
+        return self.datamanager.usable_scene(entry, self.protocol.views, self.images, max_targets)
+
+    def score(self, scene: EvaluationScene) -> list[ImageResult]:
+        """Renders and scores each target of a scene from each number of context views."""
+        results = []
+        for count, memory, encode_ms in self._memories(scene):
+            context = scene.views.context.select(range(count))
+            floors = {name: floor(context, scene.views.target)[0] for name, floor in FLOORS.items()}
+            for index, name in enumerate(scene.target_names):
+                camera = scene.cameras[index : index + 1]
+                outputs, render_ms = timed(self.model.device, lambda m=memory, c=camera: self.model.render(m, c))
+                truth = scene.views.target.rgb[0, index]
+                metrics = image_metrics(outputs["rgb"], truth)
+                for floor, rgb in floors.items():
+                    metrics |= {f"{k}_{floor}": v for k, v in image_metrics(rgb[index], truth).items()}
+                results.append(ImageResult(name, count, metrics, encode_ms, render_ms, outputs["rgb"]))
+        return results
+
+    def sheet(self, scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
+        """Rows: context, targets, predictions, one row of those for each number of context views."""
+        counts = sorted({result.context_views for result in results})
+        predictions = [[r.rgb for r in results if r.context_views == count] for count in counts]
+        views = scene.views
+        return sheet([list(views.context.rgb[0]), list(views.target.rgb[0]), *predictions])
+
+    def _memories(self, scene: EvaluationScene) -> Iterator[tuple[int, SceneMemory, float]]:
+        """The memory of each number of context views, and the time in ms that it took to get there."""
+        views, network = scene.views, self.model.rendering_network
+        counts = self.protocol.context_views or (views.context.num_views,)
+        if not self.protocol.one_memory:
+            for count in counts:
+                context = views.context.select(range(count))
+                frame = canonical_frame(ViewSet(context, views.target), self.protocol.canonical_frame)
+                memory, encode_ms = timed(self.model.device, lambda c=context, f=frame: network.encode(c, f))
+                yield count, memory, encode_ms
+            return
+        frame = canonical_frame(views, self.protocol.canonical_frame)
+        memory = None
+        for count in range(1, max(counts) + 1):
+            view = views.context.select([count - 1])
+
+            def append(memory=memory, view=view) -> SceneMemory:
+                return network.encode(view, frame) if memory is None else network.append(memory, view)
+
+            memory, encode_ms = timed(self.model.device, append)
+            if count in counts:
+                yield count, memory, encode_ms
+
+    def _write_pictures(self, folder: Path, scene: EvaluationScene, results: list[ImageResult]) -> None:
+        write_image(folder / f"{scene.name}.png", self.sheet(scene, results))
+        several = len(self.protocol.context_views) > 1
+        for result in results:
+            kind = f"predictions_{result.context_views}_views" if several else "predictions"
+            write_image(folder / kind / scene.name / f"{result.image}.png", result.rgb)
+
+
+def _progress(description: str) -> Progress:
+    columns = TextColumn(f"[green]{description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=CONSOLE, transient=True)

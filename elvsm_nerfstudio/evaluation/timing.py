@@ -1,0 +1,43 @@
+"""Times that wait for the device, and the name of what computes."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(device: torch.device, run: Callable[[], T]) -> tuple[T, float]:
+    """What a run gives, and its milliseconds to the end of what it started on the device."""
+    synchronise(device)
+    start = time.perf_counter()
+    result = run()
+    synchronise(device)
+    return result, (time.perf_counter() - start) * 1e3
+
+
+def milliseconds(device: torch.device, run: Callable[[], Any]) -> float:
+    """The time alone of ``timed``."""
+    return timed(device, run)[1]
+
+
+def processor(device: torch.device) -> str:
+    """What computes, by name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

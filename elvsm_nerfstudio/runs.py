@@ -1,0 +1,232 @@
+"""Runs on disk: their configs and checkpoints, and run directories made from weights without training."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+import yaml
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.data.scenes import SceneCollection
+from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.nn.network import NetworkConfig
+from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
+from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
+
+DType = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class RunOptions:
+    """Options."""
+
+    weights: Optional[Path] = None
+    """'pretrained', the weights that come with this package, a file of `elvsm export`, one in the
+    authors' layout (.pt, .safetensors), or a step-*.ckpt that is not in its run's folder any more (give --method). Its
+    architecture and sizes are those of the new run."""
+    from_run: Optional[Path] = None
+    """Instead of --weights: config.yml of the run whose weights and options are taken."""
+    method: Optional[str] = None
+    """With --weights: the method whose options are taken, e.g. image size and background; the first one of the
+    weights' network if absent (for Efficient-LVSM of the paper's size: efficient-lvsm)."""
+    data: Optional[Path] = None
+    """Anything that ns-train takes; needed with --weights."""
+    dataparser: Optional[str] = None
+    """How --data is read where it is not in nerfstudio's own format: blender-data, colmap, ..."""
+    protocol: Optional[str] = None
+    """How ns-eval shall score; by the run's own options if absent."""
+    evaluation_index: Optional[Path] = None
+    """JSON with the context and target frames of each evaluated scene."""
+    num_context_views: Optional[int] = None
+    """Context views where evaluation has no index and no protocol."""
+    scene: Optional[str] = None
+    """Scene that the viewer and ns-render show."""
+    output_dir: Path = Path("outputs")
+    """Folder of the new run's experiment."""
+    name: Optional[str] = None
+    """Name of the new run's experiment; that of the weights, the data and the protocol if absent."""
+
+
+def make_run(args: RunOptions) -> Path:
+    """Writes the run and returns its config.yml.
+
+    Raises:
+        ValueError: for weights that cannot be used, unknown methods and protocols, and data that cannot be opened.
+    """
+    if (args.weights is None) == (args.from_run is None):
+        raise ValueError("give either --weights WEIGHTS --data DATA or --from-run CONFIG")
+    if args.weights is None:
+        if args.method is not None:
+            raise ValueError(f"--method {args.method} is for --weights; --from-run brings its own method")
+        config, source = read_config(args.from_run, "--from-run"), last_checkpoint(args.from_run)
+    else:
+        if args.data is None:
+            raise ValueError("--weights needs --data: what the weights are to be used on")
+        config, source = _config_for(args.weights, args.method), None
+        config.experiment_name = args.weights.stem
+    config.pipeline.model.checkpoint = None  # the run has the weights itself
+
+    datamanager = config.pipeline.datamanager
+    config.pipeline.protocol = args.protocol and find_protocol(args.protocol).name
+    if args.data is not None:
+        datamanager.data, datamanager.evaluation_index, datamanager.scene = args.data, None, None
+        datamanager.context_frames = None
+        config.data = args.data
+    if args.dataparser is not None:
+        datamanager.dataparser = deepcopy(_find(all_dataparsers, args.dataparser, "--dataparser"))
+    if args.evaluation_index is not None:
+        datamanager.evaluation_index = args.evaluation_index
+    if args.num_context_views is not None:
+        datamanager.num_context_views = args.num_context_views
+    if args.scene is not None:
+        datamanager.scene = args.scene
+    SceneCollection.open(Path(datamanager.data), datamanager.dataparser)
+
+    parts = [config.experiment_name, args.data and args.data.stem, args.protocol]
+    config.experiment_name = args.name or "-".join(part for part in parts if part)
+    config.output_dir = args.output_dir
+    config.timestamp = "run"
+    folder = config.get_base_dir()
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; choose another --name or delete it")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "nerfstudio_models").mkdir(parents=True)
+    if source is not None:
+        _link_or_copy(source, partial / "nerfstudio_models" / source.name)
+    else:
+        _write_checkpoint(partial / "nerfstudio_models" / "step-000000000.ckpt", args.weights, config)
+    (partial / "config.yml").write_text(yaml.dump(config))
+    os.rename(partial, folder)
+    return folder / "config.yml"
+
+
+def read_config(path: Path, option: str) -> TrainerConfig:
+    """The config of a run of this package.
+
+    Raises:
+        ValueError: naming the option, where it is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"{option} {path} does not exist; expected the config.yml of a run")
+    config = yaml.load(path.read_text(), Loader=yaml.Loader)
+    if not isinstance(config, TrainerConfig) or not hasattr(config.pipeline, "protocol"):
+        raise ValueError(f"{option} {path} is no config of a method of this package")
+    return config
+
+
+def last_checkpoint(config: Path) -> Path:
+    """A run's last checkpoint.
+
+    Raises:
+        ValueError: where it has none.
+    """
+    checkpoints = list_checkpoints(config.parent / "nerfstudio_models")
+    if not checkpoints:
+        raise ValueError(f"{config.parent}/nerfstudio_models holds no checkpoint; train the run first")
+    return checkpoints[-1]
+
+
+def export_weights(run: Path, output: Path, dtype: DType = "fp32") -> None:
+    """Writes the weights of a run's last checkpoint alone.
+
+    Args:
+        run: its config.yml.
+        output: .safetensors file to write.
+        dtype: of the weights in the file.
+
+    Raises:
+        ValueError: for a run without weights, weights that the dtype cannot hold, and an output that is not called
+            .safetensors.
+        OSError: where it cannot be written.
+    """
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
+    config = read_config(run, "--load-config").pipeline.model.network
+    network = config.build()
+    load_weights(network, last_checkpoint(run))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(output, network.state_dict(), config, DTYPES[dtype])
+
+
+def _config_for(weights: Path, method: Optional[str]) -> TrainerConfig:
+    """A method's config with the network that the weights are of."""
+    run = weights.parent.parent / "config.yml"
+    if weights.suffix == ".ckpt" and run.is_file():
+        raise ValueError(f"--weights {weights} belongs to a run, which knows more of it; give --from-run {run}")
+    network, methods = read_weights(weights).config, network_methods()
+    if weights.suffix == ".ckpt":
+        if method is None:
+            raise ValueError(
+                f"--weights {weights} tells its sizes, but not its camera encoding; say with --method what it "
+                f"was trained as ({', '.join(methods)}), or put it back into its run's folder and give --from-run"
+            )
+        return deepcopy(_find(methods, method, "--method"))
+    if method is None:
+        fitting = [name for name, config in methods.items() if config.pipeline.model.network.is_same_as(network)]
+        if not fitting:
+            raise ValueError(
+                f"--weights {weights} is of no registered method's network ({network.describe()}); say with "
+                f"--method whose other options to take: {', '.join(methods)}"
+            )
+        method = fitting[0]
+    return with_network(_find(methods, method, "--method"), network, f"--weights {weights}")
+
+
+def network_methods() -> dict[str, TrainerConfig]:
+    """The configs of this package's methods that condition on views, by name."""
+    specifications = (getattr(method_configs, name) for name in method_configs.__all__)
+    configs = (spec.config for spec in specifications if isinstance(spec, MethodSpecification))
+    return {config.method_name: config for config in configs if hasattr(config.pipeline.model, "network")}
+
+
+def with_network(method: TrainerConfig, network: NetworkConfig, source: str) -> TrainerConfig:
+    """A method's options with the network that some weights are of.
+
+    Args:
+        source: of the weights, for the message.
+
+    Raises:
+        ValueError: where the method has another kind of network.
+    """
+    config = deepcopy(method)
+    expected = type(config.pipeline.model.network)
+    if type(network) is not expected:
+        raise ValueError(
+            f"{source}: found weights for {type(network).__name__}, expected {expected.__name__}, the network of "
+            f"{method.method_name}"
+        )
+    config.pipeline.model.network = network
+    return config
+
+
+def _find(known: dict, name: str, option: str):
+    if name not in known:
+        raise ValueError(f"{option} {name} is unknown; expected one of {', '.join(known)}")
+    return known[name]
+
+
+def _write_checkpoint(path: Path, weights: Path, config: TrainerConfig) -> None:
+    """What nerfstudio reads of a run's checkpoint to evaluate it."""
+    network = config.pipeline.model.network.build()
+    load_weights(network, weights)
+    state = {f"{RUN_PREFIX}{name}": x for name, x in network.state_dict().items()}
+    state["_model.device_indicator_param"] = torch.empty(0)  # nerfstudio's Model has it
+    write_checkpoint(path, {"step": 0, "network": network_metadata(network.config), "pipeline": state})
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

@@ -1,0 +1,251 @@
+"""Exports the weights that come with the package from a run, scores them, and writes their card.
+
+    python -m scripts.release.model_card --load-config outputs/NAME/efficient-lvsm-plus-tiny/run/config.yml \\
+        --data data/objects64 --scanned-data data/scanned64
+
+Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures; those of before
+stay until all is scored. The scores are of the exported file, from 1 to 16 context views on the test split; with all
+metrics that takes some minutes, and is kept for the next time: the same weights are not scored twice on data of one
+name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import torch
+import tyro
+
+from elvsm_nerfstudio.evaluation.report import write_text
+from elvsm_nerfstudio.evaluation.results import plot_against_views
+from elvsm_nerfstudio.evaluation.training_curves import read_curves, read_scalars, write_curves
+from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
+from elvsm_nerfstudio.nn.weights import read_weights
+from elvsm_nerfstudio.runs import RunOptions, export_weights, last_checkpoint, make_run, network_methods, read_config
+from scripts.release import card_text as text
+from scripts.release.card_pictures import write_samples
+
+ITERATION_TIME = "Train Iter (time)"
+"""In a run's tensorboard log."""
+PROTOCOL = "objects-1-to-16"
+RANKED_VIEWS = 4
+"""Context views by which objects are ranked."""
+SHOWN = 3
+"""Best, median and worst objects in the picture."""
+
+
+@dataclass
+class Args:
+    """Options."""
+
+    load_config: Path
+    """config.yml of the run, trained with --vis tensorboard."""
+    data: Path = Path("data/objects64")
+    """The collection that it was trained on, whose test split is scored."""
+    scanned_data: Optional[Path] = None
+    """A collection of `elvsm data scanned`, scored too."""
+    output: Path = Path("assets") / PRETRAINED_FILE
+    """The weights to write; the card and its pictures are written beside it."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Of the weights in the file."""
+    work_dir: Path = Path("outputs/model_card")
+    """Folder for the evaluations."""
+
+
+@dataclass
+class Scored:
+    """An evaluation of the weights on a collection."""
+
+    results: Mapping[str, Any]
+    details: Mapping[str, Any]
+    sheets: Path
+    scenes: Sequence[Mapping[str, str]]
+    """All of the collection's."""
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Objects and their PSNR from RANKED_VIEWS context views, the worst one first."""
+        values: dict[str, list[float]] = {}
+        for row in self.details["images"]:
+            if row["context_views"] == RANKED_VIEWS:
+                values.setdefault(row["scene"], []).append(row["psnr"])
+        return sorted(((scene, statistics.fmean(psnr)) for scene, psnr in values.items()), key=lambda item: item[1])
+
+    def text(self) -> str:
+        return text.evaluation_text(self.results, self.details["timing"])
+
+    def objects(self) -> str:
+        return text.objects_text(self.ranked(), RANKED_VIEWS)
+
+
+def make_model_card(args: Args) -> Path:
+    """Writes weights, card and pictures, and returns the card.
+
+    Raises:
+        ValueError: for a run that cannot be used, and where an evaluation fails.
+        OSError: where something cannot be written.
+    """
+    config = read_config(args.load_config, "--load-config")
+    run = args.load_config.parent
+    curves = read_curves(run)
+    weights = exported(args)
+    scored = score(weights, config.method_name, args.data, args.work_dir)
+    scanned = ""
+    if args.scanned_data is not None:
+        other = score(weights, config.method_name, args.scanned_data, args.work_dir)
+        scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
+
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    counts = list(scored.results["by_context_views"])
+    card = args.output.with_suffix(".md")
+    pictures = {name: args.output.with_name(f"{args.output.stem}_{name}.png") for name in ("views", "samples", "curve")}
+    by_views = {int(count): scores for count, scores in scored.results["by_context_views"].items()}
+    plot_against_views(pictures["views"], "Held-out objects", by_views)
+    shown = best_median_worst([scene for scene, _ in scored.ranked()])
+    datamanager = config.pipeline.datamanager
+    sheets = [scored.sheets / f"{scene}.png" for scene in shown]
+    height, width = scored.results["record"]["protocol"]["image_size"]
+    write_samples(pictures["samples"], sheets, (height, width), len(counts))
+    write_curves(pictures["curve"], curves)
+
+    train = [scene for scene in scored.scenes if scene["split"] == "train"]
+    steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
+    seconds = statistics.median(read_scalars(run, [ITERATION_TIME])[ITERATION_TIME].values())
+    content = text.card(
+        title=args.output.stem,
+        method=config.method_name,
+        file=args.output.name,
+        size=f"{weights.stat().st_size / 1e6:.1f}",
+        dtype=args.dtype,
+        sha256=sha256(weights),
+        network=config.pipeline.model.network.describe(),
+        parameters=f"{sum(x.numel() for x in read_weights(weights).state.values()) / 1e6:.1f} M",
+        image_size=f"{height} x {width}",
+        steps=f"{steps:,}",
+        scenes=str(datamanager.scenes_per_batch),
+        context=" to ".join(map(str, sorted(set(datamanager.context_view_bounds)))),
+        target=str(datamanager.num_target_views),
+        validation_views=str(max(datamanager.context_view_bounds)),
+        hours=f"{steps * seconds / 3600:.1f}",
+        seconds=f"{seconds:.2f}",
+        evaluation=scored.text(),
+        objects=scored.objects(),
+        num_objects=str(len(scored.ranked())),
+        counts=", ".join(counts),
+        creators=creators(scored.scenes, shown),
+        views_picture=text.relative(pictures["views"], card),
+        samples_picture=text.relative(pictures["samples"], card),
+        curve_picture=text.relative(pictures["curve"], card),
+        scanned=scanned,
+        data_command=f"elvsm data objects --output {args.data} --resolution {height}",
+        command=text.training_command(config, network_methods()[config.method_name]),
+        train_objects=str(len(train)),
+        credits=text.credits_table(train),
+    )
+    if weights != args.output:
+        partial = args.output.with_name(f".{args.output.name}.partial")
+        shutil.copyfile(weights, partial)
+        os.replace(partial, args.output)
+    write_text(card, content)
+    return card
+
+
+def exported(args: Args) -> Path:
+    """The file with the run's weights: a new one in the folder for evaluations, or the output where it holds the same
+    ones. (Their bytes would be others, as safetensors orders its header as it likes.)"""
+    new = args.work_dir / args.output.name
+    export_weights(args.load_config, new, args.dtype)
+    return args.output if args.output.is_file() and is_as(args.output, new) else new
+
+
+def is_as(before: Path, now: Path) -> bool:
+    """Whether two files hold the same weights."""
+    try:
+        return content_hash(before) == content_hash(now)
+    except ValueError:  # an earlier version's file, which this one cannot read
+        return False
+
+
+def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
+    """Scores weights on a collection's test split, unless that was done before.
+
+    Raises:
+        ValueError: where ns-eval fails.
+    """
+    name = f"{data.name}-{content_hash(weights)[:12]}"
+    folder = work_dir / name
+    done = folder / "evaluation"
+    if not done.exists():
+        partial = folder / "evaluation.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        runs = list(folder.glob("*/run/config.yml"))
+        run = RunOptions(weights, method=method, data=data, protocol=PROTOCOL, output_dir=work_dir, name=name)
+        config = runs[0] if runs else make_run(run)
+        command = [Path(sys.executable).parent / "ns-eval", "--load-config", config]
+        command += ["--output-path", partial / "results.json", "--render-output-path", partial / "pictures"]
+        if subprocess.run([str(part) for part in command]).returncode != 0:
+            raise ValueError(f"ns-eval of {weights} on {data} failed; its messages are above")
+        partial.rename(done)
+    return Scored(
+        results=json.loads((done / "results.json").read_text())["results"],
+        details=json.loads((done / "results.images.json").read_text()),
+        sheets=done / "pictures",
+        scenes=json.loads((data / "scenes.json").read_text())["scenes"],
+    )
+
+
+def best_median_worst(ranked: Sequence[str]) -> list[str]:
+    """The best, the median and the worst objects, without repeating any where there are few.
+
+    Args:
+        ranked: objects, the worst one first.
+    """
+    middle = max(0, len(ranked) // 2 - SHOWN // 2)
+    chosen = [*reversed(ranked[-SHOWN:]), *reversed(ranked[middle : middle + SHOWN]), *reversed(ranked[:SHOWN])]
+    return list(dict.fromkeys(chosen))
+
+
+def creators(scenes: Sequence[Mapping[str, str]], shown: Sequence[str]) -> str:
+    """Who made the objects in the picture, and their licences."""
+    of = {scene["name"]: scene for scene in scenes}
+    makers: dict[str, list[str]] = {}
+    for name in shown:
+        makers.setdefault(of[name].get("licence", "unknown"), []).append(of[name].get("creator", "unknown"))
+    return "; ".join(f"{', '.join(dict.fromkeys(names))} ({licence})" for licence, names in makers.items())
+
+
+def content_hash(weights: Path) -> str:
+    """SHA-256 of a network's config and tensors."""
+    read = read_weights(weights)
+    digest = hashlib.sha256(repr(read.config).encode())
+    for name, tensor in sorted(read.state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Command line."""
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        print(make_model_card(args))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
