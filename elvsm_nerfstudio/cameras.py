@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
@@ -19,6 +20,8 @@ warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multid
 CENTRAL_CAMERAS = (CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR)
 """Camera types whose rays all pass through one point, which is what a context or target view has to be. FISHEYE624 is
 not among them: nerfstudio's rays of several of these are all of the first one's lens."""
+ROTATION_TOLERANCE = 0.01
+"""Largest entry of R^T R - 1 of a camera's rotation: pose files with few digits pass, sheared axes do not."""
 
 
 def views_from_cameras(
@@ -86,22 +89,81 @@ def on_cpu(cameras: Cameras) -> Cameras:
     return Cameras(numbers[..., :12].unflatten(-1, (3, 4)), fx, fy, cx, cy, width, height, distortion, kind)
 
 
-def check_cameras(cameras: Cameras) -> None:
-    """Raises ValueError for cameras that cannot be rendered from, saying which and why."""
-    central = [kind.value for kind in CENTRAL_CAMERAS]
-    for index, kind in enumerate(cameras.camera_type.flatten().tolist()):
-        if kind not in central:
-            names = ", ".join(k.name for k in CENTRAL_CAMERAS)
-            raise ValueError(f"camera {index} is of type {CameraType(kind).name}; expected one of {names}")
-    poses = cameras.camera_to_worlds.flatten(0, -3)
-    focal = torch.cat([cameras.fx, cameras.fy], dim=-1).reshape(-1, 2)
-    finite = poses.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        raise ValueError(f"camera {int((~finite).nonzero()[0])} has a pose that is not finite (NaN or infinity)")
-    usable = (focal.isfinite() & (focal > 0)).all(dim=1)
-    if not usable.all():
-        index = int((~usable).nonzero()[0])
-        raise ValueError(f"camera {index} has focal lengths {focal[index].tolist()}; expected positive numbers")
+def check_cameras(cameras: Cameras, names: Optional[Sequence[object]] = None) -> None:
+    """Raises ValueError for cameras that cannot be rendered from, saying which and why.
+
+    Args:
+        names: of the cameras' images, for messages.
+    """
+
+    def refuse(wrong: Tensor, reason: Callable[[int], str]) -> None:
+        if wrong.any():
+            index = int(wrong.nonzero()[0])
+            raise ValueError(f"{camera_name(index, names)} {reason(index)}")
+
+    kinds = cameras.camera_type.flatten()
+    central = torch.isin(kinds, kinds.new_tensor([kind.value for kind in CENTRAL_CAMERAS]))
+    refuse(
+        ~central,
+        lambda i: (
+            f"is of type {CameraType(int(kinds[i])).name}; expected one of "
+            f"{', '.join(kind.name for kind in CENTRAL_CAMERAS)}"
+        ),
+    )
+    poses = cameras.camera_to_worlds.flatten(0, -3).flatten(1)
+    refuse(~poses.isfinite().all(dim=1), lambda i: "has a pose that is not finite (NaN or infinity)")
+    focal, centre, size = (
+        torch.cat([getattr(cameras, name) for name in pair], dim=-1).reshape(-1, 2)
+        for pair in (("fx", "fy"), ("cx", "cy"), ("width", "height"))
+    )
+    refuse(
+        ~(focal.isfinite() & (focal > 0)).all(dim=1),
+        lambda i: f"has focal lengths {focal[i].tolist()}; expected positive numbers",
+    )
+    refuse(
+        ~centre.isfinite().all(dim=1),
+        lambda i: f"has its principal point at {centre[i].tolist()}; expected finite numbers",
+    )
+    refuse(
+        ~(size > 0).all(dim=1),
+        lambda i: (
+            f"says that its image is {'x'.join(map(str, size[i].tolist()))} (width x height); expected w and h "
+            "of the image in pixels"
+        ),
+    )
+
+
+def camera_name(index: int, names: Optional[Sequence[object]] = None) -> str:
+    """What messages call a camera."""
+    return f"camera {index}" if names is None else f"camera {index} ({names[index]})"
+
+
+def without_scale(
+    rotations: Float[Tensor, "camera 3 3"], names: Optional[Sequence[object]] = None
+) -> tuple[Float[Tensor, "camera 3 3"], float]:
+    """Rotations, and the factor that all of them have in common and that is divided out; 1 if there is none.
+
+    Raises:
+        ValueError: naming a camera whose matrix is not a rotation: mirrored, singular, sheared, or of another scale
+            than the others'.
+    """
+    matrices = rotations.double()
+    determinant = torch.linalg.det(matrices)
+    scale = determinant.clamp(min=0) ** (1 / 3)
+    common = float(scale.median())
+    products = matrices.transpose(1, 2) @ matrices / max(common, 1e-12) ** 2
+    error = (products - torch.eye(3, dtype=products.dtype, device=products.device)).abs().amax(dim=(1, 2))
+    wrong = ~(error < ROTATION_TOLERANCE) | ~(determinant > 0)
+    if wrong.any():
+        index = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{camera_name(index, names)} has a pose without a rotation in it (determinant "
+            f"{float(determinant[index]):.3g}; R^T R differs from 1 by {float(error[index]):.3g}); expected "
+            "right-angled axes of equal length, not mirrored, sheared or zero"
+        )
+    if abs(common - 1) < ROTATION_TOLERANCE / 2:
+        return rotations, 1.0
+    return (matrices / common).to(rotations), common
 
 
 def _other_lenses(cameras: Cameras) -> Int[Tensor, " other"]:

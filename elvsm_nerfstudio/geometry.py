@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -92,19 +92,50 @@ def pluecker_rays(
     return torch.cat([torch.linalg.cross(origin, world), world], dim=-1)
 
 
+def outlying(centres: Float[Tensor, "*batch view 3"]) -> Bool[Tensor, "*batch view"]:
+    """Which camera centres are so far out that they would set the measure of all the others.
+
+    Those more than 5 times as far from the median as nine tenths of the centres are: at most a tenth of the views, or
+    one where there are fewer than ten, and none where there are fewer than five.
+    """
+    num_views = centres.shape[-2]
+    if num_views < 5:
+        return torch.zeros_like(centres[..., 0], dtype=torch.bool)
+    median = centres.sort(dim=-2).values[..., (num_views - 1) // 2, :]
+    distance = (centres - median[..., None, :]).norm(dim=-1)
+    rank = int(0.9 * (num_views - 1))
+    ordinary = distance.sort(dim=-1).values[..., rank : rank + 1]
+    return distance > 5 * ordinary + 1e-6 * centres.norm(dim=-1)
+
+
+def _mean_of_others(
+    centres: Float[Tensor, "*batch view 3"], out: Bool[Tensor, "*batch view"]
+) -> Float[Tensor, "*batch 3"]:
+    """The mean of the centres that do not lie out."""
+    kept = (~out)[..., None].to(centres)
+    # Without any outliers to the last bit the mean.
+    return torch.where(
+        out.any(dim=-1, keepdim=True), (centres * kept).sum(dim=-2) / kept.sum(dim=-2), centres.mean(dim=-2)
+    )
+
+
 def view_distance(
     context: Float[Tensor, "*batch view rows 4"], target: Float[Tensor, "*batch target rows 4"]
 ) -> Float[Tensor, "*batch target view"]:
     """How far context cameras are from target cameras, in place and in direction.
 
     The distance of the centres, in units of the context's extent (the largest distance of its centres from their
-    mean), plus 1 - cos of the angle between the viewing axes. The same in any world frame, whatever its scale.
+    mean, outliers apart), plus 1 - cos of the angle between the viewing axes. The same in any world frame, whatever its
+    scale. Where all context centres coincide there is no extent to be seen, and the world's own unit is kept.
 
     Args:
         context, target: camera-to-world, both OpenCV or both OpenGL.
     """
     centres = context[..., :3, 3]
-    extent = (centres - centres.mean(dim=-2, keepdim=True)).norm(dim=-1).amax(dim=-1).clamp(min=1e-8)
+    out = outlying(centres)
+    centre = _mean_of_others(centres, out)
+    extent = ((centres - centre[..., None, :]).norm(dim=-1) * ~out).amax(dim=-1)
+    extent = torch.where(extent > 1e-5 * centre.norm(dim=-1) + 1e-8, extent, torch.ones_like(extent))
     offset = (target[..., :, None, :3, 3] - centres[..., None, :, :]).norm(dim=-1)
     axes = (torch.nn.functional.normalize(poses[..., :3, 2], dim=-1) for poses in (target, context))
     return offset / extent[..., None, None] + 1 - torch.einsum("...tc,...vc->...tv", *axes)
@@ -133,13 +164,15 @@ class CanonicalFrame:
         """The mean camera as the frame, the largest absolute coordinate of the centres as its scale.
 
         Origin: mean of the centres. Axes: the mean forward axis, and the mean down axis made orthogonal to it
-        (upstream fact, checked against its recorded tensors). Where the means cancel or run parallel, as for
+        (upstream fact, checked against its recorded tensors). Outliers (``outlying``) have no part in origin and
+        scale. Where the means cancel or run parallel, as for
         cameras evenly around an object, the axes are those of the camera nearest the mean centre. Where all centres
         coincide, as for a single view, there is no scale to be seen and the world's own unit is kept.
         """
         poses = camera_to_world.float()
         centres = poses[:, :, :3, 3]
-        centre = centres.mean(dim=1)
+        out = outlying(centres)
+        centre = _mean_of_others(centres, out)
         down, forward = poses[:, :, :3, 1].mean(dim=1), poses[:, :, :3, 2].mean(dim=1)
 
         nearest = (centres - centre[:, None]).norm(dim=-1).argmin(dim=1)
@@ -152,7 +185,7 @@ class CanonicalFrame:
         axes = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=-1)
 
         local = torch.einsum("sji,svj->svi", axes, centres - centre[:, None])
-        extent = local.abs().amax(dim=(1, 2))
+        extent = (local.abs() * ~out[..., None]).amax(dim=(1, 2))
         rounding = 1e-5 * centre.norm(dim=-1) + 1e-8
         scale = torch.where(extent > rounding, CanonicalFrame.MARGIN * extent, torch.ones_like(extent))
         return CanonicalFrame(axes, centre, scale)

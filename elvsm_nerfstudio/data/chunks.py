@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elvsm_nerfstudio.data.images import DataError, duplicates
+from elvsm_nerfstudio.data.names import check_name
 from elvsm_nerfstudio.files import whole
 
 CAMERA_ROW = 18
@@ -81,6 +82,8 @@ def read_keys(folder: Path) -> Mapping[str, str]:
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(keys, dict) or not keys or not all(isinstance(chunk, str) for chunk in keys.values()):
         raise DataError(f'{path} is not an index of chunks; expected {{"scene key": "000000.torch", ...}}')
+    for name in {*keys, *keys.values()}:
+        check_name(name, str(path))
     return keys
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Optional
 import torch
 
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.names import check_name
 from elvsm_nerfstudio.data.scenes import Scene, SceneEntry
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
@@ -72,6 +73,8 @@ class EvaluationIndex:
             ) from error
         if not choices:
             raise DataError(f"evaluation index {path} has views for no scene")
+        for name in choices:
+            check_name(name, f"evaluation index {path}")
         return EvaluationIndex(path, choices, num_null=len(raw) - len(choices))
 
     def listed(self, entries: Sequence[SceneEntry]) -> list[SceneEntry]:

@@ -15,11 +15,14 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, Datapa
 from nerfstudio.data.utils.dataparsers_utils import get_train_eval_split_all, get_train_eval_split_interval
 from torch import Tensor
 
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.cameras import without_scale
+from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.geometry import opengl_to_opencv
 
-ROTATION_TOLERANCE = 0.01
-"""Largest entry of R^T R - 1 of a camera's rotation: pose files with few digits pass, scaled axes do not."""
+SCALED_ROTATIONS = (
+    "The rotations of the cameras of {file} are all scaled by {scale:.4g}; divided out. If the scene looks wrong, "
+    "write poses with rotations alone."
+)
 
 
 @dataclass
@@ -56,24 +59,21 @@ def dataparser_outputs(
         size: (height, width) of all images, or of each.
 
     Raises:
-        DataError: for matrices that are no rigid transforms, naming the frame.
+        ValueError: for matrices that are no rigid transforms, naming the frame.
     """
-    rotation = world_to_camera[:, :3, :3].double()
-    error = (rotation.transpose(1, 2) @ rotation - torch.eye(3)).abs().amax(dim=(1, 2))
-    wrong = ~(error < ROTATION_TOLERANCE) | ~(torch.linalg.det(rotation) > 0)
-    if wrong.any():
-        frame = int(wrong.nonzero()[0])
-        raise DataError(
-            f"frame {frame} ({names[frame]}): its world-to-camera matrix has no rotation in it (R^T R differs from 1 "
-            f"by {float(error[frame]):.3g}, determinant {float(torch.linalg.det(rotation[frame])):.3g}); expected at "
-            f"most {ROTATION_TOLERANCE} and determinant 1"
-        )
+    rotation, scale = without_scale(world_to_camera[:, :3, :3].double(), names)
+    if scale != 1:
+        say_once("scaled rotations", SCALED_ROTATIONS.format(file=names[0], scale=scale))
     poses = torch.eye(4, dtype=torch.float64).repeat(len(rotation), 1, 1)
     poses[:, :3, :3] = rotation.transpose(1, 2)
-    poses[:, :3, 3] = -(rotation.transpose(1, 2) @ world_to_camera[:, :3, 3:].double())[..., 0]
+    poses[:, :3, 3] = -(rotation.transpose(1, 2) @ world_to_camera[:, :3, 3:].double() / scale)[..., 0]
+    # Georeferenced coordinates have more digits than fp32.
+    offset = poses[:, :3, 3].mean(dim=0) if config.center_method == "poses" else torch.zeros(3, dtype=torch.float64)
+    poses[:, :3, 3] -= offset
     poses, transform = auto_orient_and_center_poses(
         opengl_to_opencv(poses).float(), method=config.orientation_method, center_method=config.center_method
     )
+    transform[:, 3] -= transform[:, :3] @ offset.float()
     extent = float(poses[:, :3, 3].abs().max())
     scale = 1.0 / extent if config.auto_scale_poses and extent > 0 else 1.0
     poses[:, :3, 3] *= scale

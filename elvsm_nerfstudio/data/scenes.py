@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from torch import Tensor
 
-from elvsm_nerfstudio.cameras import check_cameras
+from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import DataError, ImageSpec, Window, duplicates, is_cut_out, read_image
+from elvsm_nerfstudio.data.names import check_file, check_name
+from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
@@ -36,11 +40,8 @@ MAX_PARSED_FRAMES = 20_000
 MAX_VAL_SCENES = 64
 """Scenes that are taken out of the train split for validation where a data set has none."""
 
-MIN_RELATIVE_SPREAD = 1e-5
-"""Camera centres whose spread is below this share of their distance from the world's origin are one place: that is
-the rounding of fp32."""
-
-NO_PARALLAX = "all its camera centres are equal; expected cameras that move, or there is no depth to be seen"
+COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse")
+"""Where a COLMAP reconstruction is looked for, unless --colmap-path names one that is there."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class Scene:
 
     name: str
     outputs: DataparserOutputs
-    """All frames, in order of their file names; of chunks and posed JSONs in their own order."""
+    """All frames, in natural order of their file names (2 before 10); of chunks and posed JSONs in their own order."""
     train_frames: tuple[int, ...]
     """Frames to train on, and to take context views from."""
     eval_frames: tuple[int, ...]
     """Frames held out as evaluation targets; all frames where the scene itself is held out."""
+    val_frames: Optional[tuple[int, ...]] = None
+    """Frames that a training is validated on instead, where the dataparser has such."""
     _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 23"]] = field(default_factory=dict, repr=False)
 
     @property
@@ -221,15 +224,24 @@ class SceneCollection:
                 return SceneCollection(data, _with_val(splits), parser, whole_scenes=True)
             if matches(data):
                 return SceneCollection(data, _split_by_hash(scenes_of(data)), parser, whole_scenes=True)
-        if data.is_file() or any((data / marker).exists() for marker in SCENE_MARKERS):
+        if data.is_file() or _is_scene(data):
             folder = data.parent if data.is_file() else data
             return _single_scene(folder, folder.resolve().name, data, dataparser)
-        folders = [f for f in sorted(data.iterdir()) if any((f / marker).exists() for marker in SCENE_MARKERS)]
+        refusal = None
+        if not isinstance(dataparser, (NerfstudioDataParserConfig, PosedFramesDataParserConfig)):
+            refusal = _refusal(dataparser, data)
+            if refusal is None:
+                return _single_scene(data, data.resolve().name, data, dataparser)
+        inside = sorted((folder for folder in data.iterdir() if folder.is_dir()), key=natural_order)
+        folders = [folder for folder in inside if _is_scene(folder)]
+        if refusal is not None and len(folders) < 3 and inside and _refusal(dataparser, inside[0]) is None:
+            folders = inside
         if len(folders) < 3:
             raise DataError(
                 f"--data {data}: found {len(folders)} scenes in it; expected a scene (a folder with one of "
                 f"{', '.join(SCENE_MARKERS)}), a scenes.json, chunks (train/index.json and test/index.json), lists of "
                 f"scenes (train/{LIST_NAME}, test/{LIST_NAME}), or a folder of at least 3 scenes (train, val and test)"
+                + (f". {type(dataparser).__name__.removesuffix('Config')} says: {refusal}" if refusal else "")
             )
         entries = _split_by_hash([(folder.name, folder) for folder in folders])
         return SceneCollection(data, entries, dataparser, whole_scenes=True)
@@ -252,12 +264,15 @@ class SceneCollection:
         """
         if entry.name in self._parsed:
             self._parsed.move_to_end(entry.name)
-            return self._parsed[entry.name]
-        scene = self._parsed[entry.name] = self._parse(entry)
-        self._parsed_frames += scene.num_frames
-        while self._parsed_frames > MAX_PARSED_FRAMES and len(self._parsed) > 1:
-            _, oldest = self._parsed.popitem(last=False)
-            self._parsed_frames -= oldest.num_frames
+        else:
+            scene = self._parsed[entry.name] = self._parse(entry)
+            self._parsed_frames += scene.num_frames
+            while self._parsed_frames > MAX_PARSED_FRAMES and len(self._parsed) > 1:
+                _, oldest = self._parsed.popitem(last=False)
+                self._parsed_frames -= oldest.num_frames
+        scene = self._parsed[entry.name]
+        if entry.split == "val" and scene.val_frames is not None:
+            return dataclasses.replace(scene, eval_frames=scene.val_frames)
         return scene
 
     def _parse(self, entry: SceneEntry) -> Scene:
@@ -268,39 +283,32 @@ class SceneCollection:
                 scene = Scene(entry.name, outputs, frames, frames)
             else:
                 scene = self._parse_split_frames(entry)
-            if scene.num_frames == 0:
-                raise DataError("it has no frames")
-            check_cameras(scene.cameras)
-            _check_parallax(scene.outputs)
+            return dataclasses.replace(scene, outputs=checked(entry.name, scene.outputs))
         except ZeroDivisionError as error:  # a dataparser that scales the cameras to size 1
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {NO_PARALLAX}") from error
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
-            reason = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason}") from error
-        return scene
+            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {_reason(error)}") from error
 
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
-        parser = _parser_config(self.dataparser, entry.path).setup()
-        train = parser.get_dataparser_outputs("train")
-        try:
-            test = parser.get_dataparser_outputs("test")
-        except RuntimeError as error:
-            if "split test is missing" not in str(error):
-                raise
-            test = parser.get_dataparser_outputs("val")  # a transforms.json that lists files of train and val alone
+        splits = _by_split(self.dataparser, entry.path)
         if isinstance(self.dataparser, PosedFramesDataParserConfig):
             outputs = _all_frames(self.dataparser, entry.path)
         else:
-            cameras = _concatenate([train.cameras, test.cameras])
-            files = [*train.image_filenames, *test.image_filenames]
-            outputs = _by_name(dataclasses.replace(train, image_filenames=files, cameras=cameras))
+            outputs = _by_name(list(splits.values()))
         position = {file: i for i, file in enumerate(outputs.image_filenames)}
         held_out = self._held_out.get(entry.name, frozenset()) & set(position.values())
+        frames = {split: {position[file] for file in part.image_filenames} for split, part in splits.items()}
+        train = frames["train"]
+        test = frames.get("test", frames.get("val", set())) | held_out
+        val = frames.get("val", set()) | held_out
+        if "test" in frames and "val" not in frames:
+            say_once("no val", f"Scene {entry.name} has no val split: a training is validated on its test frames.")
         return Scene(
             entry.name,
             outputs,
-            train_frames=tuple(sorted({position[file] for file in train.image_filenames} - held_out)),
-            eval_frames=tuple(sorted({position[file] for file in test.image_filenames} | held_out)),
+            train_frames=tuple(sorted(train - held_out)),
+            eval_frames=tuple(sorted(test)),
+            val_frames=None if "val" not in frames or val == test else tuple(sorted(val)),
         )
 
 
@@ -309,7 +317,7 @@ def _read_entries(file: Path) -> list[SceneEntry]:
     try:
         listed = json.loads(file.read_text("utf8"))["scenes"]
         entries = [SceneEntry(scene["name"], file.parent / scene["path"], scene["split"]) for scene in listed]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file} is not a scene list ({type(error).__name__}: {error}); expected "
             '{"scenes": [{"name": ..., "path": ..., "split": "train" | "val" | "test"}, ...]}'
@@ -319,6 +327,10 @@ def _read_entries(file: Path) -> list[SceneEntry]:
 
 
 def _check_names(where: Path, entries: Sequence[SceneEntry]) -> None:
+    for entry in entries:
+        check_file(str(entry.path), check_name(entry.name, str(where)))
+        if entry.split not in SPLITS:
+            raise DataError(f"{where}, scene {entry.name}: split {entry.split!r}; expected one of {', '.join(SPLITS)}")
     twice = duplicates(entry.name for entry in entries)
     if not entries or twice:
         raise DataError(f"{where} lists " + (f"scenes twice: {', '.join(twice[:5])}" if twice else "no scenes"))
@@ -373,13 +385,26 @@ def _single_scene(root: Path, name: str, data: Path, dataparser: DataParserConfi
     return SceneCollection(root, entries, dataparser, whole_scenes=False)
 
 
-def _check_parallax(outputs: DataparserOutputs) -> None:
-    """Refuses cameras that all stand in one place, in the units of the file: dataparsers blow any spread up to 1."""
-    centres = outputs.cameras.camera_to_worlds[:, :, 3] / outputs.dataparser_scale
-    distance = centres.norm(dim=-1).max() + outputs.dataparser_transform[:, 3].norm()
-    spread = (centres - centres.mean(dim=0)).norm(dim=-1).max()
-    if len(centres) > 1 and spread <= MIN_RELATIVE_SPREAD * distance:
-        raise DataError(NO_PARALLAX)
+def _is_scene(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in SCENE_MARKERS)
+
+
+def _refusal(config: DataParserConfig, path: Path) -> Optional[str]:
+    """Why a dataparser cannot read a folder as one scene; None if it can."""
+    try:
+        _parser_config(config, path).setup().get_dataparser_outputs("train")
+    except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
+        return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if "K4/K5/K6" in str(error):
+        return (
+            "its COLMAP camera model has a fourth radial coefficient, which nerfstudio's colmap dataparser refuses; "
+            "convert it with `ns-process-data images --skip-colmap`, whose transforms.json may have one"
+        )
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParserConfig:
@@ -389,33 +414,73 @@ def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParse
         options: where the dataparser has them.
     """
     wanted = {"extract_images": False, "load_3D_points": False, **options}
-    # Without a terminal to ask, COLMAP's exits where there are no downscaled copies of large photos.
-    if isinstance(config, ColmapDataParserConfig) and config.downscale_factor is None:
-        wanted["downscale_factor"] = 1
+    if isinstance(config, ColmapDataParserConfig):
+        # Without a terminal to ask, COLMAP's exits where there are no downscaled copies of large photos.
+        if config.downscale_factor is None:
+            wanted["downscale_factor"] = 1
+        folders = [Path(folder) for folder in (config.colmap_path, *COLMAP_FOLDERS)]
+        kinds = ("cameras.txt", "cameras.bin")
+        there = (folder for folder in folders if any((path / folder / kind).exists() for kind in kinds))
+        wanted["colmap_path"] = next(there, config.colmap_path)
     known = {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, data=path, **{k: v for k, v in wanted.items() if k in known})
 
 
+def _by_split(config: DataParserConfig, path: Path, **options) -> dict[str, DataparserOutputs]:
+    """A scene's frames by split, of those splits that it has; train is always among them."""
+    parser = _parser_config(config, path, **options).setup()
+    outputs = {"train": parser.get_dataparser_outputs("train")}
+    for split in ("val", "test"):
+        try:
+            outputs[split] = parser.get_dataparser_outputs(split)
+        except RuntimeError as error:  # a transforms.json that lists files of other splits
+            if "is missing" not in str(error):
+                raise
+        except FileNotFoundError as error:  # a split that is a file of its own
+            if error.filename is None or split not in Path(error.filename).stem:
+                raise
+    if len(outputs) == 1:
+        raise DataError("it has a train split but neither val nor test")
+    return outputs
+
+
 def _all_frames(config: DataParserConfig, path: Path) -> DataparserOutputs:
-    """All frames of a scene as one split, at the size of the photos and not of any downscaled copies."""
-    # The methods of other packages know "fraction", ours "all".
-    ours = isinstance(config, PosedFramesDataParserConfig)
-    options = {"eval_mode": "all" if ours else "fraction", "train_split_fraction": 1.0}
-    if getattr(config, "downscale_factor", 1) is None:
-        options["downscale_factor"] = 1
-    outputs = _parser_config(config, path, **options).setup().get_dataparser_outputs()
-    return outputs if ours else _by_name(outputs)
+    """All frames of a scene, of whatever split, at the size of the photos and not of any downscaled copies."""
+    if isinstance(config, PosedFramesDataParserConfig):
+        return _parser_config(config, path, eval_mode="all").setup().get_dataparser_outputs()
+    options = {"downscale_factor": 1} if getattr(config, "downscale_factor", 1) is None else {}
+    if hasattr(config, "train_split_fraction") and not _lists_splits(path):
+        options |= {"eval_mode": "fraction", "train_split_fraction": 1.0}
+        return _by_name([_parser_config(config, path, **options).setup().get_dataparser_outputs()])
+    return _by_name(list(_by_split(config, path, **options).values()))
 
 
-def _by_name(outputs: DataparserOutputs) -> DataparserOutputs:
-    """Each frame once, in order of their file names: COLMAP numbers images as its threads come to them."""
-    files = outputs.image_filenames
+def _lists_splits(path: Path) -> bool:
+    """Whether a scene says itself which frames are in which split: in its transforms.json, or beside a COLMAP model."""
+    file = path / "transforms.json" if path.is_dir() else path
+    listed = file.suffix == ".json" and file.is_file() and b'_filenames"' in file.read_bytes()
+    return listed or any((path / f"{split}_list.txt").exists() for split in SPLITS)
+
+
+def natural_order(file: Path) -> tuple[list[str | int], str]:
+    """Sort key of file names, by which 2 comes before 10."""
+    parts = re.split("([0-9]+)", str(file))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(file)
+
+
+def _by_name(parts: Sequence[DataparserOutputs]) -> DataparserOutputs:
+    """Each frame of some splits once, in order of file names: COLMAP numbers images as its threads come to them."""
+    files = [file for part in parts for file in part.image_filenames]
     first = {file: i for i, file in reversed(list(enumerate(files)))}
-    ordered = sorted(first)
-    if ordered == files:
-        return outputs
-    cameras = outputs.cameras[torch.tensor([first[file] for file in ordered])]
-    return dataclasses.replace(outputs, image_filenames=ordered, cameras=cameras, mask_filenames=None)
+    ordered = sorted(first, key=natural_order)
+    index = [first[file] for file in ordered]
+    masks = [mask for part in parts for mask in part.mask_filenames or ()]
+    return dataclasses.replace(
+        parts[0],
+        image_filenames=ordered,
+        cameras=_concatenate([part.cameras for part in parts])[torch.tensor(index, dtype=torch.long)],
+        mask_filenames=[masks[i] for i in index] if len(masks) == len(files) else None,
+    )
 
 
 def _concatenate(parts: Sequence[Cameras]) -> Cameras:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio.geometry import view_distance
+from elvsm_nerfstudio.geometry import outlying, view_distance
 
 MIN_MEAN_UP = 0.1
 """Length of the mean up vector below which the cameras have no up in common."""
@@ -21,18 +21,20 @@ def farthest_point_views(
 
     Greedy farthest-point sampling on (centre / extent of the centres, viewing axis), from ``first``, or else from
     the view farthest from the mean: it depends on the cameras only, whatever the order, rotation or scale. Fewer
-    views are the beginning of more. Takes OpenGL or OpenCV poses.
+    views are the beginning of more. Outliers (``outlying``) come last. Takes OpenGL or OpenCV poses.
     """
-    centres = camera_to_world[:, :3, 3] - camera_to_world[:, :3, 3].mean(dim=0)
-    extent = centres.norm(dim=-1).max().clamp(min=1e-8)
+    out = outlying(camera_to_world[:, :3, 3])
+    centres = camera_to_world[:, :3, 3] - camera_to_world[~out, :3, 3].mean(dim=0)
+    extent = centres[~out].norm(dim=-1).max().clamp(min=1e-8)
     features = torch.cat([centres / extent, camera_to_world[:, :3, 2]], dim=-1).double()
     if first is None:
-        first = int((features - features.mean(dim=0)).norm(dim=-1).argmax())
+        first = int((features - features[~out].mean(dim=0)).norm(dim=-1).masked_fill(out, -1.0).argmax())
     chosen = [first]
     distance = (features - features[first]).norm(dim=-1)
     while len(chosen) < min(count, len(features)):
         distance[chosen] = -1.0
-        chosen.append(int(distance.argmax()))
+        left = ~out if (distance[~out] >= 0).any() else out
+        chosen.append(int(distance.masked_fill(~left, -1.0).argmax()))
         distance = torch.minimum(distance, (features - features[chosen[-1]]).norm(dim=-1))
     return chosen
 

@@ -1,0 +1,42 @@
+"""Names that come with data: of scenes, chunks and files. Results and caches are called after them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PureWindowsPath
+from typing import Any
+
+from elvsm_nerfstudio.data.images import DataError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def check_name(name: Any, where: str) -> str:
+    """The name, which is one part of a path: it cannot lead out of the folder that it is used in.
+
+    Raises:
+        DataError: for one that is empty, is no string, or has separators, ``..``, a drive or control characters.
+    """
+    plain = (
+        isinstance(name, str)
+        and name.strip() not in ("", ".", "..")
+        and not re.search(r"[/\\]", name)
+        and not PureWindowsPath(name).drive
+    )
+    if not plain:
+        raise DataError(
+            f"{where}: the name {name!r} cannot be used; expected a plain name without slashes, '..' or a drive, "
+            "because files are called after it"
+        )
+    return check_file(name, where)
+
+
+def check_file(name: str, where: str) -> str:
+    """A path as data give it, which may lie anywhere but is printed and written to files.
+
+    Raises:
+        DataError: for one with control characters.
+    """
+    if _CONTROL.search(name):
+        raise DataError(f"{where}: the name {name!r} has control characters in it; rename it")
+    return name
