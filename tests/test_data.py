@@ -358,7 +358,7 @@ def test_frames_of_one_name_in_several_folders_are_told_apart(tmp_path):
 def test_cameras_that_nerfstudio_has_no_exact_rays_for_are_refused(tmp_path):
     folder = write_scene(tmp_path / "aria")
     edit_json(folder / "transforms.json", lambda m: m.update(camera_model="FISHEYE624", fisheye_crop_radius=9))
-    with pytest.raises(DataError, match="camera 0 is of type FISHEYE624; expected one of PERSPECTIVE"):
+    with pytest.raises(DataError, match=r"camera 0 \(.*000.png\) is of type FISHEYE624; expected one of PERSPECTIVE"):
         opened(folder).load(opened(folder).entries[0])
 
 

@@ -228,9 +228,9 @@ BAD_CHUNKS = {
     "doubles": (lambda folder: rewrite(folder, double), "DoubleStorage"),
     "no cameras": (lambda folder: rewrite(folder, lambda s: s[0].pop("cameras")), "KeyError: 'cameras'"),
     "image missing": (lambda folder: rewrite(folder, without_image), "7 images but 8 cameras"),
-    "stretched axis": (lambda folder: rewrite(folder, turn), r"frame 3 .*R\^T R differs from 1 by .*at most 0.01"),
+    "stretched axis": (lambda folder: rewrite(folder, turn), r"camera 3 .*R\^T R differs from 1 by"),
     "no baseline": (lambda folder: rewrite(folder, stand_still), "all its camera centres are equal"),
-    "bad first image": (lambda folder: rewrite(folder, spoil_jpeg), "frame 0 cannot be read"),
+    "bad first image": (lambda folder: rewrite(folder, spoil_jpeg), r"000000.jpg cannot be read"),
 }  # fmt: skip
 
 
@@ -349,9 +349,9 @@ def test_other_methods_read_posed_json_through_nerfstudio(posed_lists):
         (lambda s: s.pop("frames"), "KeyError: 'frames'"),
         (lambda s: s["frames"][1].pop("w2c"), "KeyError: 'w2c'"),
         (lambda s: s["frames"][1].update(w2c=[[1, 0, 0]]), 'four "fxfycxcy" and a 4x4 "w2c"'),
-        (lambda s: s["frames"][0].update(image_path="gone.jpg"), "image .*gone.jpg of .* cannot be read"),
+        (lambda s: s["frames"][0].update(image_path="gone.jpg"), "image .*gone.jpg does not exist"),
         (lambda s: s["frames"].clear(), "expected frames with"),
-        (lambda s: s["frames"][2]["w2c"][0].__setitem__(0, 7.0), "frame 2 .*has no rotation in it"),
+        (lambda s: s["frames"][2]["w2c"][0].__setitem__(0, 7.0), r"camera 2 \(.*has a pose without a rotation in it"),
     ],
     ids=["no frames", "no pose", "short pose", "no image", "empty", "no rotation"],
 )

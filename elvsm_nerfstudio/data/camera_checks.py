@@ -35,8 +35,11 @@ NO_PARALLAX = (
 )
 
 
-def checked(name: str, outputs: DataparserOutputs) -> DataparserOutputs:
+def checked(name: str, outputs: DataparserOutputs, single_precision: bool = True) -> DataparserOutputs:
     """A scene's frames once its cameras are known to be usable; says once, by kind, what is doubtful about them.
+
+    Args:
+        single_precision: whether the dataparser moved the cameras to the middle in fp32, as nerfstudio's do.
 
     Raises:
         ValueError: naming the frame, and what is wrong with it.
@@ -54,7 +57,7 @@ def checked(name: str, outputs: DataparserOutputs) -> DataparserOutputs:
         cameras = dataclasses.replace(cameras, camera_to_worlds=poses)
         outputs = dataclasses.replace(outputs, cameras=cameras)
     poses = _poses_of_file(outputs)
-    _check_places(poses)
+    _check_places(poses, single_precision)
     for kind, doubt in _doubts(poses, cameras, files):
         say_once(kind, f"Scene {name}: {doubt}")
     return outputs
@@ -88,7 +91,7 @@ def _poses_of_file(outputs: DataparserOutputs) -> Float[Tensor, "frame 4 4"]:
     return torch.linalg.inv(transform) @ poses
 
 
-def _check_places(poses: Float[Tensor, "frame 4 4"]) -> None:
+def _check_places(poses: Float[Tensor, "frame 4 4"], single_precision: bool) -> None:
     """Refuses cameras in one place, and coordinates that leave fp32 no digits for what is between the cameras."""
     if len(poses) == 1:
         return
@@ -96,10 +99,10 @@ def _check_places(poses: Float[Tensor, "frame 4 4"]) -> None:
     mean = centres.mean(dim=0)
     distance = centres.norm(dim=-1).max()
     spread = (centres - mean).norm(dim=-1).max()
-    if spread > MIN_RELATIVE_SPREAD * distance:
-        return
     if spread <= MIN_SPREAD * min(distance, FAR_FROM_ORIGIN):
         raise DataError(NO_PARALLAX)
+    if spread > MIN_RELATIVE_SPREAD * distance or not single_precision:
+        return
     place = ", ".join(f"{coordinate:.7g}" for coordinate in mean.tolist())
     raise DataError(
         f"its cameras are {float(spread):.3g} apart but {float(distance):.3g} away from the origin of their world, so "

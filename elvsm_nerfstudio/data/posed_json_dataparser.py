@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
-from PIL import Image
 
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.images import DataError, open_image
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig, dataparser_outputs
 
 LIST_NAME = "full_list.txt"
@@ -41,11 +40,8 @@ class PosedJson(DataParser):
         base = next((folder for folder in folders if (folder / frames[0]["image_path"]).is_file()), path.parent)
         names = [base / frame["image_path"] for frame in frames]
         if not all("w" in frame and "h" in frame for frame in frames):
-            try:
-                with Image.open(names[0]) as image:
-                    width, height = image.size
-            except OSError as error:
-                raise DataError(f"image {names[0]} of {path} cannot be read ({error})") from error
+            with open_image(names[0]) as image:
+                width, height = image.size
             frames = [{"w": width, "h": height, **frame} for frame in frames]
         return dataparser_outputs(
             self.config,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
-from PIL import Image
 
 from elvsm_nerfstudio.data.chunks import SPLITS, ChunkScene, is_chunk_folder, read_keys, read_scene, user_cache
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.images import DataError, open_image
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig, dataparser_outputs
 from elvsm_nerfstudio.files import whole
 
@@ -59,12 +57,9 @@ class RealEstate10K(DataParser):
         scene = read_scene(folder, key)
         if len(scene.image_places) == 0:
             raise DataError(f"{scene.chunk}, scene {key}, has no frames")
-        try:
-            with Image.open(io.BytesIO(scene.image(0))) as image:
-                width, height = image.size
-        except OSError as error:
-            raise DataError(f"{scene.chunk}, scene {key}: frame 0 cannot be read ({error})") from error
         names = [folder / key / f"{frame:06d}.jpg" for frame in range(len(scene.image_places))]
+        with open_image(names[0], scene.image(0)) as image:
+            width, height = image.size
         if self.config.extract_images:
             names = self._extract(scene, names)
         outputs = dataparser_outputs(

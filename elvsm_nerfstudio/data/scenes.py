@@ -7,23 +7,35 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, Optional, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
 from torch import Tensor
 
 from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
-from elvsm_nerfstudio.data.images import DataError, ImageSpec, Window, duplicates, is_cut_out, read_image
+from elvsm_nerfstudio.data.images import (
+    DataError,
+    ImageSpec,
+    Window,
+    decode_image,
+    downscaled_copy,
+    duplicates,
+    fit_image,
+    is_cut_out,
+    reductions,
+)
 from elvsm_nerfstudio.data.names import check_file, check_name
 from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
@@ -32,11 +44,14 @@ from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealE
 from elvsm_nerfstudio.geometry import resize_and_crop_intrinsics
 
 Split = Literal["train", "val", "test"]
+AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
 
 SCENE_MARKERS = ("transforms.json", "transforms_train.json", "colmap", "sparse")
 """A folder that holds one of these is a scene."""
 MAX_PARSED_FRAMES = 20_000
 """Frames (their cameras and file names, 0.7 kB each) of parsed scenes that a process keeps."""
+MAX_KEPT_BYTES = 128 * 2**20
+"""Decoded images of a single capture that a process keeps: 680 of 256 x 256."""
 MAX_VAL_SCENES = 64
 """Scenes that are taken out of the train split for validation where a data set has none."""
 
@@ -67,6 +82,8 @@ class Scene:
     val_frames: Optional[tuple[int, ...]] = None
     """Frames that a training is validated on instead, where the dataparser has such."""
     _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 23"]] = field(default_factory=dict, repr=False)
+    _reductions: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _kept: KeptImages = field(default_factory=lambda: KeptImages(0), repr=False)
 
     @property
     def cameras(self) -> Cameras:
@@ -103,7 +120,9 @@ class Scene:
     @cached_property
     def is_cut_out(self) -> bool:
         """Whether the images (the first stands for all) show something before a transparent background."""
-        return is_cut_out(*self._file(0))
+        file, content = self._file(0)
+        reduction = self._reduction(0, 0.0)
+        return is_cut_out(file if reduction == 1 else downscaled_copy(file, reduction), content, self._mask(0))
 
     def cropped_intrinsics(self, spec: ImageSpec) -> Float[Tensor, "frame 4"]:
         """fx, fy, cx, cy in pixels of every frame, of the images that ``read_images`` gives."""
@@ -162,10 +181,39 @@ class Scene:
             if frame in first and windows is None:
                 pixels[i] = pixels[first[frame]]
                 continue
-            file, content = self._file(frame)
-            pixels[i] = read_image(file, self.sizes[frame], spec, content, None if windows is None else windows[i])
+            pixels[i] = self._view(frame, spec, None if windows is None else windows[i])
             first[frame] = i
         return images
+
+    def _view(self, frame: int, spec: ImageSpec, window: Optional[Window]) -> UInt8[np.ndarray, "height width 3"]:
+        size = self.sizes[frame]
+        if window is None:
+            resized = spec.resized(size)
+            ratio = max(resized[0] / size[0], resized[1] / size[1])
+            return self._kept.get((frame, spec), lambda: fit_image(self._picture(frame, spec, ratio), size, spec))
+        ratio = max(spec.size[0] / (window.bottom - window.top), spec.size[1] / (window.right - window.left))
+        picture = self._kept.get(
+            (frame, spec.background, self._reduction(frame, ratio)), lambda: self._picture(frame, spec, ratio)
+        )
+        return fit_image(Image.fromarray(picture), size, spec, window)
+
+    def _picture(self, frame: int, spec: ImageSpec, ratio: float) -> Image.Image:
+        file, content = self._file(frame)
+        reduction = self._reduction(frame, ratio)
+        file = file if reduction == 1 else downscaled_copy(file, reduction)
+        return decode_image(file, self.sizes[frame], spec.background, content, self._mask(frame), reduction)
+
+    def _reduction(self, frame: int, ratio: float) -> int:
+        """Of the copy to read where an image is resized by some ratio: the smallest that need not be enlarged."""
+        if frame not in self._reductions:
+            file, content = self._file(frame)
+            self._reductions[frame] = (1,) if content is not None else reductions(file, self.sizes[frame])
+        there = self._reductions[frame]
+        return max((reduction for reduction in there if reduction * ratio <= 1), default=there[0])
+
+    def _mask(self, frame: int) -> Optional[Path]:
+        masks = self.outputs.mask_filenames
+        return None if masks is None else masks[frame]
 
     def _file(self, frame: int) -> tuple[Path, Optional[bytes]]:
         """A frame's image file, and its content where it is no file of its own."""
@@ -175,6 +223,25 @@ class Scene:
             return file, None if encoded is None else encoded[frame]
         except OSError as error:
             raise DataError(f"image {file} cannot be read ({error})") from error
+
+
+class KeptImages:
+    """Decoded images in memory, within a bound: what a capture is trained on comes again at every step."""
+
+    def __init__(self, max_bytes: int):
+        self.left = max_bytes
+        self._images: dict[Hashable, np.ndarray | Image.Image] = {}
+
+    def get(self, key: Hashable, make: Callable[[], AnyImage]) -> AnyImage:
+        """A kept image, or a new one, which is kept as long as there is room."""
+        if key in self._images:
+            return self._images[key]
+        image = make()
+        num_bytes = image.nbytes if isinstance(image, np.ndarray) else 3 * image.width * image.height
+        if num_bytes <= self.left:
+            self._images[key] = image
+            self.left -= num_bytes
+        return image
 
 
 class SceneCollection:
@@ -283,7 +350,8 @@ class SceneCollection:
                 scene = Scene(entry.name, outputs, frames, frames)
             else:
                 scene = self._parse_split_frames(entry)
-            return dataclasses.replace(scene, outputs=checked(entry.name, scene.outputs))
+            single_precision = not isinstance(self.dataparser, PosedFramesDataParserConfig)
+            return dataclasses.replace(scene, outputs=checked(entry.name, scene.outputs, single_precision))
         except ZeroDivisionError as error:  # a dataparser that scales the cameras to size 1
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {NO_PARALLAX}") from error
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
@@ -309,6 +377,7 @@ class SceneCollection:
             train_frames=tuple(sorted(train - held_out)),
             eval_frames=tuple(sorted(test)),
             val_frames=None if "val" not in frames or val == test else tuple(sorted(val)),
+            _kept=KeptImages(MAX_KEPT_BYTES),
         )
 
 
@@ -414,10 +483,9 @@ def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParse
         options: where the dataparser has them.
     """
     wanted = {"extract_images": False, "load_3D_points": False, **options}
+    if getattr(config, "downscale_factor", 1) is None:
+        wanted["downscale_factor"] = 1  # downscaled copies are found when images are read
     if isinstance(config, ColmapDataParserConfig):
-        # Without a terminal to ask, COLMAP's exits where there are no downscaled copies of large photos.
-        if config.downscale_factor is None:
-            wanted["downscale_factor"] = 1
         folders = [Path(folder) for folder in (config.colmap_path, *COLMAP_FOLDERS)]
         kinds = ("cameras.txt", "cameras.bin")
         there = (folder for folder in folders if any((path / folder / kind).exists() for kind in kinds))
@@ -426,9 +494,9 @@ def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParse
     return dataclasses.replace(config, data=path, **{k: v for k, v in wanted.items() if k in known})
 
 
-def _by_split(config: DataParserConfig, path: Path, **options) -> dict[str, DataparserOutputs]:
+def _by_split(config: DataParserConfig, path: Path) -> dict[str, DataparserOutputs]:
     """A scene's frames by split, of those splits that it has; train is always among them."""
-    parser = _parser_config(config, path, **options).setup()
+    parser = _parser_config(config, path).setup()
     outputs = {"train": parser.get_dataparser_outputs("train")}
     for split in ("val", "test"):
         try:
@@ -445,14 +513,13 @@ def _by_split(config: DataParserConfig, path: Path, **options) -> dict[str, Data
 
 
 def _all_frames(config: DataParserConfig, path: Path) -> DataparserOutputs:
-    """All frames of a scene, of whatever split, at the size of the photos and not of any downscaled copies."""
+    """All frames of a scene, of whatever split."""
     if isinstance(config, PosedFramesDataParserConfig):
         return _parser_config(config, path, eval_mode="all").setup().get_dataparser_outputs()
-    options = {"downscale_factor": 1} if getattr(config, "downscale_factor", 1) is None else {}
     if hasattr(config, "train_split_fraction") and not _lists_splits(path):
-        options |= {"eval_mode": "fraction", "train_split_fraction": 1.0}
+        options = {"eval_mode": "fraction", "train_split_fraction": 1.0}
         return _by_name([_parser_config(config, path, **options).setup().get_dataparser_outputs()])
-    return _by_name(list(_by_split(config, path, **options).values()))
+    return _by_name(list(_by_split(config, path).values()))
 
 
 def _lists_splits(path: Path) -> bool:
