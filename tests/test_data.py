@@ -365,5 +365,5 @@ def test_cameras_that_nerfstudio_has_no_exact_rays_for_are_refused(tmp_path):
 def test_images_too_large_to_be_opened_are_named(tmp_path, monkeypatch):
     folder = write_scene(tmp_path / "large")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="000.png cannot be read .*exceeds limit"):
+    with pytest.raises(DataError, match="000.png cannot be read: .*exceeds limit"):
         read_image(folder / "images/000.png", (20, 26), IMAGES)

@@ -66,7 +66,8 @@ def dataparser_outputs(
         say_once("scaled rotations", SCALED_ROTATIONS.format(file=names[0], scale=scale))
     poses = torch.eye(4, dtype=torch.float64).repeat(len(rotation), 1, 1)
     poses[:, :3, :3] = rotation.transpose(1, 2)
-    poses[:, :3, 3] = -(rotation.transpose(1, 2) @ world_to_camera[:, :3, 3:].double() / scale)[..., 0]
+    # Not by the transpose: what a rotation lacks of being one counts as often as its centre is far away.
+    poses[:, :3, 3] = -torch.linalg.solve(rotation, world_to_camera[:, :3, 3].double() / scale)
     # Georeferenced coordinates have more digits than fp32.
     offset = poses[:, :3, 3].mean(dim=0) if config.center_method == "poses" else torch.zeros(3, dtype=torch.float64)
     poses[:, :3, 3] -= offset
