@@ -23,13 +23,13 @@ from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.precision import autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
-from elvsm_nerfstudio.training.checkpoints import network_of_checkpoint
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
 from elvsm_nerfstudio.training.prefixes import Prefixes
 from elvsm_nerfstudio.training.psnr_loss import psnr_loss
 from elvsm_nerfstudio.training.repa import Repa, RepaConfig
+from elvsm_nerfstudio.training.run_config import network_of_checkpoint
 from elvsm_nerfstudio.views import Views, ViewSet
 
 

@@ -21,6 +21,7 @@ from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.nn.network import NetworkConfig
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
+from elvsm_nerfstudio.training.run_config import read_run_config
 
 DType = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -119,7 +120,7 @@ def read_config(path: Path, option: str) -> TrainerConfig:
     """
     if not path.is_file():
         raise ValueError(f"{option} {path} does not exist; expected the config.yml of a run")
-    config = yaml.load(path.read_text(), Loader=yaml.Loader)
+    config = read_run_config(path)
     if not isinstance(config, TrainerConfig) or not hasattr(config.pipeline, "protocol"):
         raise ValueError(f"{option} {path} is no config of a method of this package")
     return config

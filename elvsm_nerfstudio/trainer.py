@@ -33,13 +33,13 @@ from elvsm_nerfstudio.training.checkpoints import (
     checkpoint_path,
     find_checkpoint,
     list_checkpoints,
-    network_of_run,
     read_checkpoint,
     step_of,
     write_checkpoint,
 )
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.optimizers import WarmupSchedulerConfig
+from elvsm_nerfstudio.training.run_config import network_of_run
 
 
 @dataclass

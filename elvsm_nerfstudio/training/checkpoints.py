@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import yaml
 from torch import Tensor
 
 from elvsm_nerfstudio.files import whole
-from elvsm_nerfstudio.nn.network import NetworkConfig
 
 PARTIAL = "step-0.partial"
 """What a checkpoint is called until it is complete. nerfstudio takes what stands between the first '-' and the first
@@ -41,19 +39,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The step in a checkpoint's name."""
     return int(checkpoint.stem.removeprefix("step-"))
-
-
-def network_of_run(config: Path) -> Optional[NetworkConfig]:
-    """The network of a run by its config.yml; None where there is none, or the run is of a method without."""
-    if not config.is_file():
-        return None
-    return getattr(yaml.load(config.read_text("utf8"), Loader=yaml.Loader).pipeline.model, "network", None)
-
-
-def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
-    """The network of the run in whose folder a checkpoint lies; None for other files."""
-    path = Path(path)
-    return network_of_run(path.parent.parent / "config.yml") if path.suffix == ".ckpt" else None
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:

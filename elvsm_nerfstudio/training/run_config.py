@@ -1,0 +1,125 @@
+"""Reading a run's config.yml as data: nothing that it names is called, and nothing but configs is made.
+
+nerfstudio writes config.yml with PyYAML's Python tags and reads it with the loader that executes them, so that whoever
+passes on a run passes on code. Here the tags that our runs have are read by what they stand for; others are errors.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import tyro
+import yaml
+
+from elvsm_nerfstudio.nn.network import NetworkConfig
+
+_TAG = "tag:yaml.org,2002:python/"
+_CLASS = re.compile(r"(?:(?:elvsm_)?nerfstudio(?:\.[a-z]\w*)+|torch\.optim(?:\.[a-z]\w*)*)\.[A-Z]\w*")
+"""Classes that a config may name: of this package, of nerfstudio and PyTorch's optimisers."""
+_FUNCTIONS = ("nerfstudio.data.utils.nerfstudio_collate.nerfstudio_collate",)
+"""Functions that a config may name: the default of nerfstudio's data managers."""
+_PATHS = re.compile(r"pathlib\.(?:_local\.)?(?:Pure)?(?:Posix|Windows)?Path")
+
+
+def read_run_config(path: Path) -> Any:
+    """What a config.yml holds, as nerfstudio's loader would give it.
+
+    Raises:
+        ValueError: naming the file and the line, where it is no YAML, or names anything but configs.
+    """
+    return _read(path, ())
+
+
+def network_of_run(path: Path) -> Optional[NetworkConfig]:
+    """The network of a run by its config.yml; None where there is no file, or the run is of a method without.
+
+    The rest of the file is not looked at: it may name classes that are not installed.
+
+    Raises:
+        ValueError: as ``read_run_config``.
+    """
+    network = _read(path, ("pipeline", "model", "network")) if path.is_file() else None
+    return network if isinstance(network, NetworkConfig) else None
+
+
+def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
+    """The network of the run in whose folder a checkpoint lies; None for other files."""
+    path = Path(path)
+    return network_of_run(path.parent.parent / "config.yml") if path.suffix == ".ckpt" else None
+
+
+class _Loader(yaml.SafeLoader):
+    def object(self, name: str, node: yaml.Node) -> Any:
+        """A config: its fields, without a call of its constructor."""
+        if name == "tyro._singleton.PropagatingMissingType":  # a required option that was not given
+            return tyro.MISSING
+        cls = self._named(name, node)
+        if not is_dataclass(cls):
+            raise _error(node, f"{name} is no config")
+        state = self.construct_mapping(node, deep=True)
+        for field in fields(cls):
+            if field.name == "_target" and "_target" in state and field.default_factory is not MISSING:
+                expected, found = field.default_factory(), state["_target"]
+                if not (isinstance(found, type) and issubclass(found, expected)):
+                    raise _error(node, f"{name} is of {found}, expected {expected}")
+        made = object.__new__(cls)
+        getattr(made, "__setstate__", made.__dict__.update)(state)
+        return made
+
+    def name(self, name: str, node: yaml.Node) -> Any:
+        return self._named(name, node, _FUNCTIONS)
+
+    def call(self, name: str, node: yaml.Node) -> Any:
+        """A path, or a value of an enumeration: all else that is written as a call is refused."""
+        if not isinstance(node, yaml.SequenceNode):
+            raise _error(node, f"a call of {name}")
+        arguments = self.construct_sequence(node, deep=True)
+        if _PATHS.fullmatch(name) and all(isinstance(part, str) for part in arguments):
+            return Path(*arguments)
+        cls = self._named(name, node)
+        if not issubclass(cls, enum.Enum) or arguments not in [[member.value] for member in cls]:
+            raise _error(node, f"a call of {name}")
+        return cls(*arguments)
+
+    def tuple(self, node: yaml.Node) -> tuple[Any, ...]:
+        return tuple(self.construct_sequence(node, deep=True))
+
+    def _named(self, name: str, node: yaml.Node, others: tuple[str, ...] = ()) -> Any:
+        module, _, attribute = name.rpartition(".")
+        if not _CLASS.fullmatch(name) and name not in others:
+            raise _error(node, f"{name}, which is no config of this package or nerfstudio")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise _error(node, f"{name}, which the installed versions do not have ({error})") from None
+        if not isinstance(found, type) and name not in others:
+            raise _error(node, f"{name}, which is no class")
+        return found
+
+
+_Loader.add_multi_constructor(_TAG + "object:", _Loader.object)
+_Loader.add_multi_constructor(_TAG + "object/apply:", _Loader.call)
+_Loader.add_multi_constructor(_TAG + "name:", _Loader.name)
+_Loader.add_constructor(_TAG + "tuple", _Loader.tuple)
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> Any:
+    """The object under nested keys of a YAML file, None if there is none; only that is constructed."""
+    try:
+        loader = _Loader(path.read_text("utf8"))
+        node = loader.get_single_node()
+        for key in keys:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            node = next((value for name, value in pairs if name.value == key), None)
+        return None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the config.yml of a run that can be read ({error})") from None
+
+
+def _error(node: yaml.Node, found: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(problem=f"found {found}", problem_mark=node.start_mark)
