@@ -37,7 +37,7 @@ ALLOWED = {
     "poses": "files data evaluation",
     "model": "files views geometry nn cameras training evaluation",
     "evaluation.evaluator": "files views nn data evaluation model",
-    "viewer": "files views geometry nn cameras data evaluation model",
+    "viewer": "files views geometry nn training cameras data evaluation model",
     "splatting": "files views geometry cameras data evaluation",
     "pipeline": "files views geometry nn training data model evaluation evaluation.evaluator viewer",
     "trainer": "files nn training pipeline",

@@ -8,7 +8,7 @@ import torch
 import yaml
 from nerfstudio.plugins.types import MethodSpecification
 
-from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio import cli, method_configs
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX
 from elvsm_nerfstudio.training.run_config import network_of_checkpoint, network_of_run, read_run_config
 
@@ -107,6 +107,23 @@ def test_going_on_with_a_hostile_run_does_not_run_it(tmp_path):
     config = replace(TINY, load_dir=folder, output_dir=tmp_path / "out", experiment_name="x", timestamp="run")
     with pytest.raises(ValueError, match="config.yml: .*found os.system, which is no config"):
         config.save_config()
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "verb, options",
+    [
+        ("run", ["--from-run", "config.yml"]),
+        ("export", ["--load-config", "config.yml", "--output", "w.safetensors"]),
+        ("orbit", ["--load-config", "config.yml", "--output", "orbit.json"]),
+        ("stream", ["--load-config", "config.yml", "--output", "stream.mp4"]),
+    ],
+)
+def test_programs_that_take_a_run_do_not_run_it(tmp_path, monkeypatch, verb, options):
+    hostile_run(tmp_path, HOSTILE["call"])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^error: config.yml: .*found os.system, which is no config"):
+        cli.main([verb, *options])
     assert not (tmp_path / "executed").exists()
 
 

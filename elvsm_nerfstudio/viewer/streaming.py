@@ -33,6 +33,7 @@ from elvsm_nerfstudio.evaluation.timing import timed
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.training.run_config import read_run_config
 from elvsm_nerfstudio.viewer.stream_views import View, WatchedFolder, replayed
 
 console = Console()
@@ -220,6 +221,7 @@ def load_run(args: StreamOptions) -> tuple[EfficientLVSMModel, ViewSetDataManage
             )
         return config
 
+    read_run_config(args.load_config)  # or nerfstudio would execute what it names
     _, pipeline, _, _ = eval_setup(args.load_config, test_mode="test", update_config_callback=with_data)
     return pipeline.model, pipeline.datamanager
 
