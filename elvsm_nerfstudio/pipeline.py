@@ -107,8 +107,9 @@ class EfficientLVSMPipeline(VanillaPipeline):
         def log_optimizer(step: int) -> None:
             for name, optimizer in attributes.optimizers.optimizers.items():
                 writer.put_scalar(f"gradient_norm/{name}", optimizer.gradient_norm, step)
-                writer.put_scalar(f"skipped_steps/{name}", optimizer.skipped_steps, step)
-                writer.put_scalar(f"nonfinite_steps/{name}", optimizer.nonfinite_steps, step)
+                counts = optimizer.counts
+                writer.put_scalar(f"skipped_steps/{name}", counts["skipped_steps"], step)
+                writer.put_scalar(f"nonfinite_steps/{name}", counts["nonfinite_steps"], step)
 
         def list_skipped(step: int) -> Optional[Path]:
             skipped = self.datamanager.skipped_scenes
@@ -131,7 +132,9 @@ class EfficientLVSMPipeline(VanillaPipeline):
             [TrainingCallbackLocation.AFTER_TRAIN],
         )
         ours = [
-            TrainingCallback(after_step, log_optimizer),
+            TrainingCallback(
+                after_step, log_optimizer, update_every_num_iters=attributes.trainer.config.logging.steps_per_log
+            ),
             TrainingCallback(after_step, list_skipped, update_every_num_iters=500),
             TrainingCallback(after_training, summarise_skipped),
         ]

@@ -181,8 +181,7 @@ class EfficientLVSMTrainer(Trainer):
         if last:
             self.optimizers.optimizer_step_all()
             self.optimizers.scheduler_step_all(step)
-            taken = self.optimizers.optimizers["network"].skips_in_a_row == 0
-            if self.average is not None and taken:
+            if self.average is not None and not self.optimizers.optimizers["network"].surely_skipped:
                 self.average.update(self.pipeline.model.network)
         if self.config.log_gradients:
             gradients = {name: p.grad for name, p in self.pipeline.model.named_parameters() if p.grad is not None}

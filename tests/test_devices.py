@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_views, tiny_pipeline, write_scene
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from pretended_cuda import PretendedTensor, pretended_cuda, waits
 from test_metrics import images, random_states, random_weights, torch_home  # noqa: F401
 from test_network import random_network
@@ -38,6 +39,7 @@ from elvsm_nerfstudio.splatting.lens import undistort
 from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points
 from elvsm_nerfstudio.training import repa
 from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.training.perceptual import VGG_TERMS, LPIPSLoss, VGGLoss
 from elvsm_nerfstudio.training.repa import RepaConfig
@@ -226,6 +228,60 @@ def test_a_training_step_is_that_of_the_cpu(cuda, name, monkeypatch):
     # AdamW's first step is about the sign of a gradient, of which rounding may decide.
     agree = [torch.isclose(a, b, atol=2e-4).float() for a, b in zip(weights, expected_weights)]
     assert torch.cat([x.flatten() for x in agree]).mean() > (0.99 if config.precision == "fp32" else 0.8)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), 1e3])
+def test_steps_are_taken_and_skipped_without_waiting(cuda, muon, bad):
+    def train(device: str) -> tuple[list[Tensor], dict]:
+        torch.manual_seed(0)
+        network = EfficientLVSMConfig(**SIZES).build().to(device)
+        mark_hidden(network)
+        optimizer = AdamWOptimizerConfig(muon=muon, clip_norm=1.0, max_skips_in_a_row=4).setup(network.parameters())
+        for step, factor in enumerate((bad, 1e-3, bad, 1e-2)):
+            for p in network.parameters():
+                p.grad = factor * torch.randn(p.shape, generator=torch.Generator().manual_seed(step)).to(device)
+            with waits() as found:
+                optimizer.step()
+            assert len(found) == (device == "cuda" and step == 3), "a look at the counts in four steps"
+        assert optimizer.surely_skipped is False
+        return [p.detach().cpu() for p in network.parameters()], optimizer.state_dict()
+
+    (found, state), (expected, expected_state) = train("cuda"), train("cpu")
+    torch.testing.assert_close(found, expected)
+    assert state["counts"] == expected_state["counts"]
+    assert state["counts"] == {"skipped_steps": 2, "nonfinite_steps": 0 if bad > 0 else 2, "skips_in_a_row": 0}
+    for mine, theirs in zip(state["state"].values(), expected_state["state"].values()):
+        for name in theirs:
+            torch.testing.assert_close(mine[name].cpu(), theirs[name])
+
+
+def test_a_gpu_that_skips_every_step_stops_the_training(cuda):
+    parameter = nn.Parameter(torch.ones(3, device="cuda"))
+    optimizer = AdamWOptimizerConfig(max_skips_in_a_row=3).setup([parameter])
+    parameter.grad = torch.full((3,), torch.nan, device="cuda")
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="3 steps in a row were skipped: gradient norm nan"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_an_iteration_is_trained_without_waiting(cuda, collection, tmp_path, muon):
+    config = tiny_config(tmp_path, collection, ema_decay=0.5)
+    config.machine.device_type = "cuda"
+    config.logging.steps_per_log = 2
+    config.optimizers["network"]["optimizer"].muon = muon
+    trainer = config.setup()
+    trainer.setup()
+    trainer.train_iteration(0)
+    before = [p.detach().cpu().clone() for p in trainer.pipeline.model.parameters()]
+    with waits() as found:
+        trainer.train_iteration(1)
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(1, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    assert not found
+    assert not all(torch.equal(p.detach().cpu(), q) for p, q in zip(trainer.pipeline.model.parameters(), before))
 
 
 def test_perceptual_losses_move_to_the_device(cuda):

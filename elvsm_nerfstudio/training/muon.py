@@ -7,9 +7,11 @@ vectors still need.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -85,15 +87,44 @@ class MuonAndAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         group, by_shape = self.param_groups[0], defaultdict(list)
+        # Where a GPU alone knows whether the step is to be left out, it goes on with gradients that leave moments as
+        # they are, and with changes of nothing.
+        skip = getattr(self, "found_inf", None)
+        taken = 1.0 if skip is None else 1 - skip
         for p in group["params"]:
             if p.grad is not None:
                 by_shape[p.shape].append(p)
         for (rows, columns), params in by_shape.items():
-            moments = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+            moments = [self._moment(p) for p in params]
             gradients = [p.grad for p in params]
+            if skip is not None:
+                gradients = [torch.where(skip > 0, m, g) for m, g in zip(moments, gradients)]
             torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
-            updates = orthogonalized(torch.stack(torch._foreach_lerp(gradients, moments, group["momentum"])))
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            updates = shared_out(torch._foreach_lerp(gradients, moments, group["momentum"]), orthogonalized)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * taken)
             size = group["lr"] * UPDATE_RMS * max(rows, columns) ** 0.5
-            torch._foreach_add_(params, list(updates.unbind()), alpha=-size)
+            torch._foreach_add_(params, list((updates if skip is None else updates * taken).unbind()), alpha=-size)
+        self._adamw.found_inf = skip
         self._adamw.step()
+
+    def _moment(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+        return state["momentum"]
+
+
+def shared_out(
+    matrices: Sequence[Float[Tensor, "row column"]],
+    function: Callable[[Float[Tensor, "some row column"]], Float[Tensor, "some row column"]],
+) -> Float[Tensor, "matrix row column"]:
+    """A function of each matrix, where several processes hold the same ones: each computes its share for all."""
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks == 1:
+        return function(torch.stack(list(matrices)))
+    share, last = -(-len(matrices) // ranks), len(matrices) - 1
+    first = dist.get_rank() * share
+    mine = function(torch.stack([matrices[min(index, last)] for index in range(first, first + share)])).contiguous()
+    gathered = mine.new_empty(ranks * share, *mine.shape[1:])
+    dist.all_gather_into_tensor(gathered, mine)
+    return gathered[: len(matrices)]

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, Optional
 
 import torch
 import tyro
+from jaxtyping import Bool, Float
 from nerfstudio.engine.optimizers import OptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -30,24 +32,41 @@ class Guarded(Optimizer):
     A step is skipped, and counted, where the norm is not finite (as after a NaN loss) or above ``skip_norm``. The
     counts are part of the state dict. Stands before the optimiser among a class's bases.
 
+    On a GPU nothing waits for the norm: it is judged and counted there, and the optimiser gets the verdict as
+    ``found_inf``, as from a gradient scaler. Only whoever asks for a count or the norm waits.
+
     Args:
         clip_norm: gradients are scaled down to this global norm.
         skip_norm: norm from which on the step is left out.
-        max_skips_in_a_row: so many skipped steps one after another are an error.
+        max_skips_in_a_row: so many skipped steps one after another are an error; on a GPU one that is noticed within
+            as many steps more.
     """
+
+    found_inf: Optional[Float[Tensor, ""]] = None
+    """1 where the optimiser shall leave the step out, 0 where not; None where that is known before it is called."""
 
     def __init__(self, params, clip_norm: float, skip_norm: float, max_skips_in_a_row: int, **kwargs):
         super().__init__(params, **kwargs)
         self.clip_norm, self.skip_norm, self.max_skips_in_a_row = clip_norm, skip_norm, max_skips_in_a_row
-        self.skipped_steps = 0
-        """Steps that were left out, for either reason."""
-        self.nonfinite_steps = 0
-        """Those of them whose norm was not finite."""
-        self.skips_in_a_row = 0
-        self.gradient_norm = 0.0
+        self._steps = 0
+        self.surely_skipped = False
+        """Whether the last step was left out, as far as that is known without waiting for a GPU."""
+        self._norm = torch.zeros(())
+        self._counts = torch.zeros(len(COUNTS), dtype=torch.long)
+
+    @property
+    def gradient_norm(self) -> float:
+        """Of the last step, before clipping."""
+        return float(self._norm)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """``skipped_steps``, for either reason; ``nonfinite_steps``, those whose norm was not finite; and
+        ``skips_in_a_row``, up to the last step."""
+        return dict(zip(COUNTS, self._counts.tolist()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "counts": {name: getattr(self, name) for name in COUNTS}}
+        return {**super().state_dict(), "counts": self.counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state, also where another kind of device or an older version of this class left it.
@@ -64,34 +83,48 @@ class Guarded(Optimizer):
             )
         groups = [{**group, "fused": own["fused"]} if "fused" in own else group for group, own in zip(groups, ours)]
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
-        for name, count in state_dict.get("counts", {}).items():
-            setattr(self, name, count)
+        self._counts = torch.tensor([state_dict.get("counts", {}).get(name, 0) for name in COUNTS])
 
     @torch.no_grad()
     def step(self, closure=None):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.gradient_norm = float(norm)
-        finite = math.isfinite(self.gradient_norm)
-        if not finite or self.gradient_norm > self.skip_norm:
-            self.skipped_steps += 1
-            self.nonfinite_steps += not finite
-            self.skips_in_a_row += 1
-            if self.skips_in_a_row >= self.max_skips_in_a_row:
-                raise RuntimeError(
-                    f"{self.skips_in_a_row} steps in a row were skipped: gradient norm {self.gradient_norm}, expected "
-                    f"finite and at most {self.skip_norm}. Lower the learning rate or look at the data."
-                )
+        self._steps += 1
+        skip = self._judge(torch.nn.utils.get_total_norm(gradients))
+        if skip.device.type == "cuda":
+            self.found_inf = skip.float()
+        else:
+            self.surely_skipped = bool(skip)
+        if self.surely_skipped or (self.found_inf is not None and self._steps % self.max_skips_in_a_row == 0):
+            self._check_counts()
+        if self.surely_skipped:
             return None
-        self.skips_in_a_row = 0
         if gradients:
-            torch._foreach_mul_(gradients, min(1.0, self.clip_norm / (self.gradient_norm + 1e-6)))
+            clip = (self.clip_norm / (self._norm.double() + 1e-6)).clamp(max=1.0).float()
+            torch._foreach_mul_(gradients, clip)
         loss = super().step(closure)
         # Fused kernels do not count as changes; WeightsWatch, by which memories are encoded anew, must see them.
         for group in self.param_groups:
             for p in group["params"]:
                 torch.autograd.graph.increment_version(p)
         return loss
+
+    def _judge(self, norm: Float[Tensor, ""]) -> Bool[Tensor, ""]:
+        """Whether a step with this gradient norm is to be skipped; counts it."""
+        finite = norm.isfinite()
+        skip = ~finite | (norm > self.skip_norm)
+        total, nonfinite, row = self._counts.to(norm.device, non_blocking=True).unbind()
+        self._counts = torch.stack([total + skip, nonfinite + ~finite, (row + 1) * skip])
+        self._norm = norm
+        return skip
+
+    def _check_counts(self) -> None:
+        """Raises RuntimeError where too many steps in a row were skipped."""
+        skips = self.counts["skips_in_a_row"]
+        if skips >= self.max_skips_in_a_row:
+            raise RuntimeError(
+                f"{skips} steps in a row were skipped: gradient norm {self.gradient_norm}, expected finite and at most "
+                f"{self.skip_norm}. Lower the learning rate or look at the data."
+            )
 
 
 class GuardedAdamW(Guarded, torch.optim.AdamW):
