@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 
 import torch
 import tyro
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
@@ -110,6 +111,10 @@ class Context:
 
 REMEMBERED_BYTES = 2**30
 """Views that were dropped from the context stay in the memory until it is larger than this."""
+
+
+TOKENS_PER_CALL = 2**14
+"""Target tokens that are rendered in one call: 16 frames of 256 x 256 pixels, 4 of 512 x 512."""
 
 
 class EfficientLVSMModel(Model):
@@ -296,13 +301,24 @@ class EfficientLVSMModel(Model):
             return self.render_for_viewer(camera)
         return self.render(self.memory(), camera)
 
-    @torch.no_grad()
     def render(self, memory: SceneMemory, camera: Cameras) -> RenderOutputs:
         """Renders one camera, of shape () or (1,), from a scene's memory."""
-        camera = on_cpu(camera.reshape((1,)))
-        target = views_from_cameras(camera, self.config.network.patch_size, device=self.device)
-        rgb = self.rendering_network.decode(memory, target, self.config.nearest_views)[0, 0]
-        return RenderOutputs(rgb=rgb[: int(camera.height[0]), : int(camera.width[0])])
+        return RenderOutputs(rgb=self.render_frames(memory, camera.reshape((1,)))[0])
+
+    @torch.no_grad()
+    def render_frames(self, memory: SceneMemory, cameras: Cameras) -> Float[Tensor, "frame height width 3"]:
+        """Renders cameras [frame] of one size from a scene's memory, all in one call, each as if it were alone."""
+        cameras = on_cpu(cameras)
+        target = views_from_cameras(cameras, self.config.network.patch_size, device=self.device)
+        rgb = self.rendering_network.decode(memory, target, self.config.nearest_views)[0]
+        return rgb[:, : int(cameras.height[0]), : int(cameras.width[0])]
+
+    def frames_per_call(self, height: int, width: int) -> int:
+        """Into how many frames of this size it pays to go at once: on a GPU, which one small frame does not fill, up to
+        16; on a CPU one, as more are not faster there."""
+        if self.device.type != "cuda":
+            return 1
+        return max(1, min(16, TOKENS_PER_CALL * self.config.network.patch_size**2 // (height * width)))
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """The image with an alpha of one: there is nothing to see through."""

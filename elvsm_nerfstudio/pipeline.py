@@ -15,6 +15,8 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineC
 from nerfstudio.utils import comms, writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.lenses import SIDE_MULTIPLE
@@ -39,6 +41,8 @@ class EfficientLVSMPipelineConfig(VanillaPipelineConfig):
     """View sets from one or many scenes."""
     model: EfficientLVSMModelConfig = field(default_factory=EfficientLVSMModelConfig)
     """The network."""
+    compress_gradients: bool = False
+    """Whether several GPUs exchange gradients in bf16: half the traffic, where the network is slow."""
     protocol: Optional[str] = None
     """How ns-eval scores: 're10k-2view-256', 'objects-4view', 'wide-range', 'incremental' or another one of
     evaluation/protocols.py; by the run's own options if absent."""
@@ -75,7 +79,11 @@ class EfficientLVSMPipeline(VanillaPipeline):
             config = replace(config, model=config.model.without_training())
         # An unknown name is an error now and not after the training.
         self._protocol = None if config.protocol is None else find_protocol(config.protocol)
-        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        # nerfstudio's own DDP looks for unused parameters in every step, and keeps gradients twice.
+        super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
+        self.world_size = self.datamanager.world_size = world_size
+        if world_size > 1:
+            self._model = self._distributed()
         if test_mode != "val":
             # ns-render makes data managers of other splits from this config, for the cameras of the scene shown here.
             self.datamanager.config.scene = self.datamanager.shown.name
@@ -89,6 +97,15 @@ class EfficientLVSMPipeline(VanillaPipeline):
     @property
     def model(self) -> EfficientLVSMModel:
         return super().model
+
+    def _distributed(self) -> DistributedDataParallel:
+        # An empty tensor of nerfstudio's, by which models know their device: the one parameter that nothing uses.
+        self.model.device_indicator_param.requires_grad_(False)
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        distributed = DistributedDataParallel(self.model, device_ids, gradient_as_bucket_view=True)
+        if self.config.compress_gradients:
+            distributed.register_comm_hook(None, bf16_compress_hook)
+        return distributed
 
     # Training
 

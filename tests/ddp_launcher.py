@@ -6,38 +6,22 @@ python ddp_launcher.py FOLDER DATA
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from nerfstudio.pipelines import base_pipeline
 from nerfstudio.utils import comms
 from tiny_training import gradients, tiny_trainer
-from torch.nn.parallel import DistributedDataParallel
 
 RANKS = 2
-
-
-class OnCPU(DistributedDataParallel):
-    """Without the GPU's number, which nerfstudio's pipeline gives in any case."""
-
-    def __init__(self, model: torch.nn.Module, device_ids: list[int], **options):
-        super().__init__(model, **options)
-
-
-def without_device_ids() -> None:
-    """Lets nerfstudio's pipeline wrap the model although there are no GPUs."""
-    barrier = dist.barrier
-    base_pipeline.DDP = OnCPU
-    dist.barrier = lambda group=None, device_ids=None: barrier(group)
 
 
 def work(rank: int, folder: Path, data: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=RANKS)
     comms.LOCAL_PROCESS_GROUP = dist.new_group(list(range(RANKS)))
-    without_device_ids()
 
     def trainer_of(name: str, **options):
         return tiny_trainer(folder / name / f"rank{rank}", data, rank, RANKS, **options)
@@ -50,6 +34,8 @@ def work(rank: int, folder: Path, data: Path) -> None:
     result = {"images": drawn[0][1]["image"], "gradients": gradients(trainer)}
     trainer.train()
     result["average"] = trainer.average.network.state_dict()
+    trainer.pipeline.datamanager.eval_entries = trainer.pipeline.datamanager.train_entries[:3]
+    result["scores"] = trainer.pipeline.get_average_eval_image_metrics()
 
     steps = {"network": 2}
     accumulating = trainer_of(
@@ -63,6 +49,24 @@ def work(rank: int, folder: Path, data: Path) -> None:
     prefixed = trainer_of("prefixed", scenes_per_batch=1, prefix_loss=True)
     prefixed.train_iteration(0)
     result["prefixed"] = gradients(prefixed)
+
+    muon = trainer_of("muon", scenes_per_batch=1, muon=True)
+    muon.train_iteration(0)
+    result["muon"] = deepcopy(muon.pipeline.model.network.state_dict())
+    next_train = muon.pipeline.datamanager.next_train
+
+    def nan_on_one_rank(step: int):
+        views, batch = next_train(step)
+        return views, {"image": batch["image"] * (torch.nan if rank == 1 else 1)}
+
+    muon.pipeline.datamanager.next_train = nan_on_one_rank
+    muon.train_iteration(1)
+    result["after a bad batch"] = deepcopy(muon.pipeline.model.network.state_dict())
+    result["counts"] = muon.optimizers.optimizers["network"].counts
+
+    compressed = trainer_of("compressed", scenes_per_batch=2, compress_gradients=True)
+    compressed.train_iteration(0)
+    result["compressed"] = gradients(compressed)
     torch.save(result, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

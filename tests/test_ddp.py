@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -45,17 +46,49 @@ def test_ranks_draw_different_scenes_and_together_those_of_one_process(ranks, al
     assert not torch.equal(ranks[0]["images"], ranks[1]["images"])
 
 
-@pytest.mark.parametrize("which", ["gradients", "accumulated"])
-def test_gradients_are_those_of_one_process_with_all_scenes(ranks, alone, which):
+@pytest.mark.parametrize("which, tolerance", [("gradients", 1e-5), ("accumulated", 1e-5), ("compressed", 1e-3)])
+def test_gradients_are_those_of_one_process_with_all_scenes(ranks, alone, which, tolerance):
     for name, expected in alone[1].items():
         for rank in ranks:
-            assert (rank[which][name] - expected).abs().max() < 1e-5, name
+            assert (rank[which][name] - expected).abs().max() < tolerance, name
     assert max(gradient.abs().max() for gradient in alone[1].values()) > 1e-3
 
 
 def test_gradients_are_exchanged_once_for_each_step(ranks):
     one, other = (rank["unsynchronised"] for rank in ranks)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_compressed_gradients_are_exchanged_in_bf16(ranks):
+    for name, gradient in ranks[0]["compressed"].items():
+        assert torch.equal(gradient, gradient.bfloat16().float()), name
+    assert any(not torch.equal(x, ranks[0]["gradients"][name]) for name, x in ranks[0]["compressed"].items())
+
+
+def test_ranks_share_out_muons_matrices(ranks, tmp_path, collection):
+    trainer = tiny_trainer(tmp_path, collection, scenes_per_batch=2, muon=True)
+    before = deepcopy(trainer.pipeline.model.network.state_dict())
+    trainer.train_iteration(0)
+    for name, expected in trainer.pipeline.model.network.state_dict().items():
+        assert torch.equal(ranks[0]["muon"][name], ranks[1]["muon"][name]), name
+        # Directions of almost no gradient are made as long as all others, whatever rounding left of them.
+        assert (ranks[0]["muon"][name] - expected).norm() <= 0.05 * (expected - before[name]).norm(), name
+
+
+def test_a_bad_batch_on_one_rank_skips_the_step_on_all(ranks):
+    for rank in ranks:
+        assert rank["counts"] == {"skipped_steps": 1, "nonfinite_steps": 1, "skips_in_a_row": 1}
+        for name, weights in rank["muon"].items():
+            assert torch.equal(rank["after a bad batch"][name], weights), name
+
+
+def test_evaluation_is_shared_out_and_equals_that_of_one_process(ranks, folder, tmp_path, collection):
+    saved = folder / "plain" / "rank0" / "a" / "efficient-lvsm-tiny" / "run" / "nerfstudio_models"
+    trainer = tiny_trainer(tmp_path, collection, load_dir=saved, ema_decay=0.9, max_num_iterations=3)
+    trainer.pipeline.datamanager.eval_entries = trainer.pipeline.datamanager.train_entries[:3]
+    expected = trainer.pipeline.get_average_eval_image_metrics()
+    for rank in ranks:
+        assert rank["scores"] == expected
 
 
 def test_gradients_of_prefixes_are_the_mean_of_the_ranks_which_draw_their_own(ranks, tmp_path, collection):

@@ -369,6 +369,7 @@ def test_an_evaluation_is_that_of_the_cpu(cuda, collection, tmp_path):
 
     found, expected = evaluate("cuda"), evaluate("cpu")
     assert found.record == expected.record and found.timing["device"] == "cuda:0"
+    assert found.timing["frames_per_call"] == 16 and expected.timing["frames_per_call"] == 1
     for count, averages in expected.by_views.items():
         assert found.by_views[count] == pytest.approx(averages, rel=1e-3, abs=1e-6)
     names = (sorted(p.name for p in (tmp_path / device).rglob("*.png")) for device in ("cuda", "cpu"))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.nn.precision import autocast_dtype
 
 
@@ -40,6 +41,33 @@ def test_a_camera_without_batch_and_other_lenses_render(pipeline):
     assert pipeline.model.get_outputs_for_camera(camera=single, obb_box=None)["rgb"].shape == (16, 16, 3)
     fisheye = camera_of(pipeline, 16, 24, camera_type=CameraType.FISHEYE, distortion_params=torch.zeros(6))
     assert pipeline.model.get_outputs_for_camera(fisheye)["rgb"].isfinite().all()
+
+
+@pytest.mark.parametrize("nearest_views", [None, 1])
+def test_frames_rendered_in_one_call_are_those_rendered_one_by_one(pipeline, monkeypatch, nearest_views):
+    model = pipeline.model
+    monkeypatch.setattr(model.config, "nearest_views", nearest_views)
+    poses = pipeline.datamanager.train_dataset.cameras.camera_to_worlds[[0, 1, 0]]
+    cameras = Cameras(poses, 40.0, 40.0, torch.tensor([[20.0], [20], [31]]), 24.0, height=21, width=30)
+    together = model.render_frames(model.memory(), cameras)
+    assert together.shape == (3, 21, 30, 3) and (together[0] - together[2]).abs().max() > 1e-3
+    for index, frame in enumerate(together):
+        assert torch.allclose(frame, model.render(model.memory(), cameras[index])["rgb"], atol=1e-6)
+
+
+def test_an_evaluation_with_several_frames_a_call_gives_the_same_scores(pipeline, monkeypatch):
+    evaluator = Evaluator(
+        pipeline.model, pipeline.datamanager, configured_protocol(pipeline.model, pipeline.datamanager)
+    )
+    expected = evaluator.run(None, get_std=False)
+    monkeypatch.setattr(pipeline.model, "frames_per_call", lambda height, width: 2)
+    calls, render = [], pipeline.model.render_frames
+    monkeypatch.setattr(pipeline.model, "render_frames", lambda m, c: calls.append(len(c)) or render(m, c))
+    found = evaluator.run(None, get_std=False)
+    assert expected.timing["frames_per_call"] == 1 and found.timing["frames_per_call"] == 2
+    assert set(calls) == {1, 2} and [row["image"] for row in found.rows] == [row["image"] for row in expected.rows]
+    for mine, theirs in zip(found.rows, expected.rows):
+        assert mine["psnr"] == pytest.approx(theirs["psnr"], abs=1e-4)
 
 
 def test_context_is_encoded_once_and_again_when_weights_change(pipeline):

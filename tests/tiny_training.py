@@ -24,14 +24,22 @@ def no_writers_are_left():
 
 
 def tiny_config(
-    folder: Path, data: Path, scenes_per_batch: int = 2, prefix_loss: bool = False, **options
+    folder: Path,
+    data: Path,
+    scenes_per_batch: int = 2,
+    prefix_loss: bool = False,
+    muon: bool = False,
+    compress_gradients: bool = False,
+    **options,
 ) -> EfficientLVSMTrainerConfig:
     """The tiny method's config with an even smaller network in fp32; ``options`` are the trainer's."""
     config = replace(deepcopy(efficient_lvsm_tiny.config), output_dir=folder, experiment_name="a", timestamp="run")
     config = replace(config, vis="tensorboard", **options)
     config.machine = replace(config.machine, device_type="cpu", seed=3)
+    config.optimizers["network"]["optimizer"].muon = muon
     model, datamanager = config.pipeline.model, config.pipeline.datamanager
     model.network = replace(model.network, width=32, num_layers=2, head_dim=16)
+    config.pipeline.compress_gradients = compress_gradients
     model.precision, model.prefix_loss = "fp32", prefix_loss
     sizes = dict(image_size=(16, 16), num_context_views=2, num_target_views=2, scenes_per_batch=scenes_per_batch)
     config.pipeline.datamanager = replace(datamanager, data=data, num_workers=0, **sizes)

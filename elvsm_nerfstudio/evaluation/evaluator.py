@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -65,7 +67,8 @@ def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManag
 
 class Evaluator:
     """Walks the evaluated scenes, every one of them; nothing is left out, so anything unreadable stops it, but for the
-    val scenes of a training, which are reported and left out."""
+    val scenes of a training, which are reported and left out. Where several processes train together, each walks its
+    share of the scenes, and all get the results of all."""
 
     def __init__(self, model: EfficientLVSMModel, datamanager: ViewSetDataManager, protocol: Protocol):
         self.model, self.datamanager, self.protocol = model, datamanager, protocol
@@ -81,7 +84,8 @@ class Evaluator:
         results: list[tuple[str, ImageResult]] = []
         fingerprint = Fingerprint()
         among_context = 0
-        entries = self.datamanager.eval_entries
+        rank, ranks = comms.get_rank(), comms.get_world_size()
+        entries = self.datamanager.eval_entries[rank::ranks]
         with _progress("Evaluating scenes") as progress:
             for entry in progress.track(entries):
                 scene = self.scene(entry)
@@ -95,9 +99,11 @@ class Evaluator:
                 if pictures is not None:
                     self._write_pictures(pictures, scene, scored)
                 for result in scored:
-                    result.rgb = result.rgb.new_empty(0)  # rows are kept, pictures are not
+                    result.rgb = torch.empty(0)  # rows are kept, pictures are not
                 results += [(scene.name, result) for result in scored]
 
+        if ranks > 1:
+            results, among_context = self._gathered(results, among_context)
         if not results:
             raise DataError("none of the evaluated scenes can be used; the reasons are above")
         rows = [
@@ -119,7 +125,7 @@ class Evaluator:
                     "index": index and str(index.path),
                     "null_entries_of_the_index": index and index.num_null,
                     "targets_that_are_context": among_context,
-                    "fingerprint": fingerprint.hexdigest(),
+                    "fingerprint": fingerprint.hexdigest() if ranks == 1 else None,
                 },
                 "rendering": {
                     "nearest_views": self.model.config.nearest_views,
@@ -137,9 +143,20 @@ class Evaluator:
                     for count in sorted({r.context_views for _, r in results})
                 },
                 "device": str(self.model.device),
+                "frames_per_call": self.model.frames_per_call(*self.images.size),
                 "threads": torch.get_num_threads(),
             },
         )
+
+    def _gathered(
+        self, results: list[tuple[str, ImageResult]], among_context: int
+    ) -> tuple[list[tuple[str, ImageResult]], int]:
+        """The results of all processes in the order of one that walks all scenes, and the sum of the other number."""
+        parts: list[Any] = [None] * comms.get_world_size()
+        torch.distributed.all_gather_object(parts, (results, among_context))
+        place = {entry.name: index for index, entry in enumerate(self.datamanager.eval_entries)}
+        everything = [result for part, _ in parts for result in part]
+        return sorted(everything, key=lambda result: place[result[0]]), sum(number for _, number in parts)
 
     def scene(self, entry: SceneEntry, max_targets: Optional[int] = None) -> Optional[EvaluationScene]:
         """A scene with the protocol's views and images; None for a val scene that cannot be used."""
@@ -151,15 +168,21 @@ class Evaluator:
         for count, memory, encode_ms in self._memories(scene):
             context = scene.views.context.select(range(count))
             floors = {name: floor(context, scene.views.target)[0] for name, floor in FLOORS.items()}
-            for index, name in enumerate(scene.target_names):
-                camera = scene.cameras[index : index + 1]
-                outputs, render_ms = timed(self.model.device, lambda m=memory, c=camera: self.model.render(m, c))
+            for index, (rgb, render_ms) in enumerate(self._rendered(memory, scene.cameras)):
                 truth = scene.views.target.rgb[0, index]
-                metrics = image_metrics(outputs["rgb"], truth)
-                for floor, rgb in floors.items():
-                    metrics |= {f"{k}_{floor}": v for k, v in image_metrics(rgb[index], truth).items()}
-                results.append(ImageResult(name, count, metrics, encode_ms, render_ms, outputs["rgb"]))
+                metrics = image_metrics(rgb, truth)
+                for floor, of_floor in floors.items():
+                    metrics |= {f"{k}_{floor}": v for k, v in image_metrics(of_floor[index], truth).items()}
+                results.append(ImageResult(scene.target_names[index], count, metrics, encode_ms, render_ms, rgb))
         return results
+
+    def _rendered(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Tensor, float]]:
+        """Each camera's image [height, width, 3], and its share in ms of the time of the call that rendered it."""
+        frames = self.model.frames_per_call(*self.images.size)
+        for first in range(0, len(cameras), frames):
+            some = cameras[first : first + frames]
+            images, render_ms = timed(self.model.device, lambda c=some: self.model.render_frames(memory, c))
+            yield from ((image, render_ms / len(some)) for image in images)
 
     def sheet(self, scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
         """Rows: context, targets, predictions, one row of those for each number of context views."""
