@@ -7,7 +7,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
-from lens_scores import Case, _common, _render, cases, lens_scores, lens_table, patch_border_ratio
+from scripts.release.lens_scores import Case, _common, _render, cases, lens_scores, lens_table, patch_border_ratio
 
 SIZE = 48
 

@@ -69,6 +69,34 @@ def test_weights_are_new_unless_the_file_holds_the_same(tmp_path):
     assert not script.is_as(other, tmp_path / "a.safetensors")
 
 
+def test_the_card_names_the_commands_of_every_stage(tmp_path):
+    (tmp_path / "scenes.json").write_text(json.dumps({"scenes": [], "resolution": 128, "views_per_object": 48}))
+    command = text.data_command(tmp_path)
+    assert command == f"elvsm data objects --output {tmp_path} --resolution 128 --views-per-object 48"
+    first = {"commands": ["a", "b"], "commit": None, "steps": 5601, "seconds_per_step": 0.84}
+    second = {"commands": ["c"], "commit": "abc", "steps": 20, "seconds_per_step": 1.5}
+    assert text.stages_text([first, second]) == (
+        "Stage 1: 5,601 steps, 0.84 s each.\n\n```bash\na\nb\n```\n\n"
+        "Stage 2: 20 steps, 1.50 s each, at commit abc.\n\n```bash\nc\n```"
+    )
+
+
+def test_a_run_from_weights_needs_the_stages_before_it(tmp_path):
+    config = deepcopy(method_configs.efficient_lvsm_plus_tiny.config)
+    config.data = write_collection(tmp_path / "objects", "train test")
+    args = script.Args(tmp_path / "config.yml", output=tmp_path / "model.safetensors")
+    assert script.earlier_stages(args, config) == []
+    config.pipeline.model.checkpoint = Path("pretrained")
+    with pytest.raises(
+        ValueError, match=r"started from weights \(pretrained\), and .*model.stages.json does not exist"
+    ):
+        script.earlier_stages(args, config)
+    before = {"commands": ["elvsm data objects", "ns-train"], "steps": 3}
+    own = {"commands": script.stage_commands(config), "steps": 7}
+    script.stages_file(args.output).write_text(json.dumps([before, own]))
+    assert script.earlier_stages(args, config) == [before]
+
+
 @pytest.mark.slow
 def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -83,13 +111,22 @@ def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
             "--output-dir", "outputs", "--experiment-name", "box", "--timestamp", "run",
             "--steps-per-eval-batch", "100", "--steps-per-eval-image", "100", cwd=tmp_path)  # fmt: skip
     config = Path("outputs/box/efficient-lvsm-plus-tiny/run/config.yml")
-    args = script.Args(config, Path("objects"), Path("objects"), Path("assets/model.safetensors"))
+    args = script.Args(
+        config,
+        Path("objects"),
+        Path("objects"),
+        Path("objects"),
+        commit="abc123",
+        output=Path("assets/model.safetensors"),
+    )
     card = script.make_model_card(args)
     assert card == Path("assets/model.md")
     content = card.read_text()
     assert "{" not in content and "| 16 | " in content and "2 objects, 16 images for each number of views" in content
     assert "maker 0, maker 1 |" in content and "maker 4" not in content.split("## Data")[1]
     assert "--max-num-iterations 3 " in content and "3 steps of 2 scenes, 2 context and 2 target views" in content
+    assert "Stage 1: 3 steps" in content and "at commit abc123" in content
+    assert "## Other lenses" in content and "| targets, principal point 8 px off | " in content
     assert "## Objects of another source" in content and script.sha256(args.output) in content
     assert read_weights(args.output).state["head.weight"].element_size() == 2
     for name in ("views", "samples", "curve"):

@@ -366,6 +366,17 @@ def test_resume_subset_determinism_and_other_settings(furniture: Path, tmp_path:
     assert contents(test)["evaluation_index.json"] == before["evaluation_index.json"]
 
 
+def test_a_set_without_test_objects_has_no_evaluation_index(script, tmp_path: Path) -> None:
+    settings = script.Settings(resolution=8, views_per_object=8, seed=0, renderer="embreex")
+    items = [catalogue_object(script, f"item{number}") for number in range(100)]
+    test, train = (next(item for item in items if item.split == split) for split in ("test", "train"))
+    script.write_collection(tmp_path, [test, train], settings)
+    assert list(json.loads((tmp_path / "evaluation_index.json").read_text())) == [test.name]
+    script.write_collection(tmp_path, [train], settings)
+    assert not (tmp_path / "evaluation_index.json").exists()
+    assert json.loads((tmp_path / "scenes.json").read_text())["evaluation_index"] is None
+
+
 def test_stale_failures_file_is_removed(script, tmp_path: Path) -> None:
     (tmp_path / "failures.json").write_text("{}")
     script.report_failures(tmp_path, [], {})

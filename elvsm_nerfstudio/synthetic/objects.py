@@ -229,7 +229,11 @@ def render_scenes(
 
 
 def write_collection(output: Path, items: list[CatalogueObject], settings: Settings) -> None:
-    """Writes scenes.json and evaluation_index.json for complete scenes, which are sorted by name."""
+    """Writes scenes.json, and evaluation_index.json where there are test scenes.
+
+    Args:
+        items: complete scenes, sorted by name.
+    """
     index = {
         item.name: evaluation_views(
             view_directions(settings.seed, item.name, settings.views_per_object),
@@ -238,10 +242,13 @@ def write_collection(output: Path, items: list[CatalogueObject], settings: Setti
         for item in items
         if item.split == "test"
     }
-    write_json(output / "evaluation_index.json", index)
+    if index:
+        write_json(output / "evaluation_index.json", index)
+    else:
+        (output / "evaluation_index.json").unlink(missing_ok=True)
     collection = {
         "format": COLLECTION_FORMAT,
-        "evaluation_index": "evaluation_index.json",
+        "evaluation_index": "evaluation_index.json" if index else None,
         "resolution": settings.resolution,
         "views_per_object": settings.views_per_object,
         "seed": settings.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -38,6 +39,31 @@ def training_command(config: Any, default: Any) -> str:
     """
     options = [*_differences(config, default), ("data", str(config.data)), ("experiment-name", config.experiment_name)]
     return " \\\n    ".join([f"ns-train {config.method_name}", *(f"--{name} {value}" for name, value in options)])
+
+
+def data_command(data: Path) -> str:
+    """The command that renders a collection of objects.
+
+    Args:
+        data: the collection, as the run names it.
+    """
+    collection = json.loads((data / "scenes.json").read_text())
+    known = {name: collection[name] for name in ("resolution", "views_per_object") if name in collection}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in known.items()]
+    return " ".join(["elvsm data objects", f"--output {data}", *options])
+
+
+def stages_text(stages: Sequence[Mapping[str, Any]]) -> str:
+    """The stages of a training, each with its commands."""
+    parts = []
+    for number, stage in enumerate(stages, start=1):
+        at = f", at commit {stage['commit']}" if stage["commit"] else ""
+        commands = "\n".join(stage["commands"])
+        parts.append(
+            f"Stage {number}: {stage['steps']:,} steps, {stage['seconds_per_step']:.2f} s each{at}.\n\n"
+            f"```bash\n{commands}\n```"
+        )
+    return "\n\n".join(parts)
 
 
 def _differences(config: Any, default: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -143,7 +169,7 @@ Written by `scripts/release/model_card.py`; every number below is of this file, 
 | network | {network}, {parameters} parameters |
 | size | {image_size} px, white background |
 | trained | {steps} steps of {scenes} scenes, {context} context and {target} target views |
-| training time | {hours} hours, {seconds} s a step |
+| training time | {hours} hours on one CPU core |
 | licence | Apache-2.0, as the code; the pictures it learned from are [credited below](#data) |
 
 ## Use
@@ -165,19 +191,17 @@ ns-train {method} --pipeline.model.checkpoint pretrained --data YOUR_DATA  # tra
 
 *The three best, three median and three worst of all {num_objects} objects, from top to bottom. Each row: four context
 views, a target, and what the model renders for it from {counts} context views. Furniture by {creators}.*
-{scanned}
+{scanned}{lenses}
 ## Limits
 
 {limits}
 
 ## Training
 
-```bash
-{data_command}
-{command}
-```
+{stages}
 
-Trained on the train split alone; in pieces, by the same command with `--load-dir`.
+Trained on the train split alone. A stage that starts from `pretrained` starts from the weights that the stage before
+left in this place.
 
 ![Training curve]({curve_picture})
 
@@ -189,6 +213,18 @@ Trained on the train split alone; in pieces, by the same command with `--load-di
 `sweethome3d-furniture`. CC-BY asks that those who made them are named:
 
 {credits}
+"""
+
+LENSES = """
+## Other lenses
+
+The same test objects from pictures of twice the size, 4 context views and 4 targets each, seen through other lenses:
+PSNR beside that of the render through the collection's own lens on the same pixels.
+
+{table}
+
+Patches show where neighbouring pixels differ more across their borders than inside: in renders from {context} views
+the ratio is {renders}, in the pictures themselves {photos}.
 """
 
 SCANNED = """

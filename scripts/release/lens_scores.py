@@ -120,6 +120,18 @@ def _common(images: Images, lens: Lens, is_reference: bool) -> Images:
     return resized.permute(0, 2, 3, 1)
 
 
+def patch_border_ratios(network: SceneNetwork, data: Path, size: int) -> dict[str, float]:
+    """``patch_border_ratio`` of renders of the test split, and of the pictures that they are renders of."""
+    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
+    scenes = [collection.load(entry) for entry in collection.split("test")]
+    renders, pictures = zip(*(_render(network, scene, Case("as taken"), size) for scene in scenes))
+    patch = network.config.patch_size
+    return {
+        "renders": patch_border_ratio(torch.cat(renders), patch),
+        "pictures": patch_border_ratio(torch.cat(pictures), patch),
+    }
+
+
 def patch_border_ratio(images: Images, patch_size: int) -> float:
     """Mean absolute difference of neighbouring pixels across patch borders over that inside patches.
 

@@ -1,12 +1,13 @@
 """Exports the weights that come with the package from a run, scores them, and writes their card.
 
     python -m scripts.release.model_card --load-config outputs/NAME/efficient-lvsm-plus-tiny/run/config.yml \\
-        --data data/objects64 --scanned-data data/scanned64
+        --data data/objects64 --scanned-data data/scanned64 --lens-data data/objects128 --commit COMMIT
 
 Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures; those of before
-stay until all is scored. The scores are of the exported file, from 1 to 16 context views on the test split; with all
-metrics that takes some minutes, and is kept for the next time: the same weights are not scored twice on data of one
-name.
+stay until all is scored. Training that started from earlier weights (--pipeline.model.checkpoint pretrained) is a
+further stage: the stages so far are in the .stages.json beside the weights, and the card names the commands of all.
+The scores are of the exported file, from 1 to 16 context views on the test split; with all metrics that takes some
+minutes, and is kept for the next time: the same weights are not scored twice on data of one name.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from typing import Any, Literal, Optional
 import torch
 import tyro
 
-from elvsm_nerfstudio.evaluation.report import write_text
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.evaluation.training_curves import read_curves, read_scalars, write_curves
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
-from elvsm_nerfstudio.nn.weights import read_weights
+from elvsm_nerfstudio.nn.weights import load_network, read_weights
 from elvsm_nerfstudio.runs import RunOptions, export_weights, last_checkpoint, make_run, network_methods, read_config
 from scripts.release import card_text as text
 from scripts.release.card_pictures import write_samples
+from scripts.release.lens_scores import CONTEXT_VIEWS, lens_scores, lens_table, patch_border_ratios
 
 ITERATION_TIME = "Train Iter (time)"
 """In a run's tensorboard log."""
@@ -51,9 +53,13 @@ class Args:
     load_config: Path
     """config.yml of the run, trained with --vis tensorboard."""
     data: Path = Path("data/objects64")
-    """The collection that it was trained on, whose test split is scored."""
+    """The collection whose test split is scored."""
     scanned_data: Optional[Path] = None
     """A collection of `elvsm data scanned`, scored too."""
+    lens_data: Optional[Path] = None
+    """The collection in larger pictures, on whose test split other lenses are tried."""
+    commit: Optional[str] = None
+    """The commit at which the run was trained."""
     output: Path = Path("assets") / PRETRAINED_FILE
     """The weights to write; the card and its pictures are written beside it."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
@@ -117,9 +123,10 @@ def make_model_card(args: Args) -> Path:
     write_samples(pictures["samples"], sheets, (height, width), len(counts))
     write_curves(pictures["curve"], curves)
 
+    lenses = "" if args.lens_data is None else score_lenses(weights, args.lens_data, height, args.work_dir)
+
     train = [scene for scene in scored.scenes if scene["split"] == "train"]
-    steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
-    seconds = statistics.median(read_scalars(run, [ITERATION_TIME])[ITERATION_TIME].values())
+    stages = [*earlier_stages(args, config), stage_of(args, config, weights)]
     content = text.card(
         title=args.output.stem,
         method=config.method_name,
@@ -130,13 +137,12 @@ def make_model_card(args: Args) -> Path:
         network=config.pipeline.model.network.describe(),
         parameters=f"{sum(x.numel() for x in read_weights(weights).state.values()) / 1e6:.1f} M",
         image_size=f"{height} x {width}",
-        steps=f"{steps:,}",
+        steps=" + ".join(f"{stage['steps']:,}" for stage in stages),
         scenes=str(datamanager.scenes_per_batch),
         context=" to ".join(map(str, sorted(set(datamanager.context_view_bounds)))),
         target=str(datamanager.num_target_views),
         validation_views=str(max(datamanager.context_view_bounds)),
-        hours=f"{steps * seconds / 3600:.1f}",
-        seconds=f"{seconds:.2f}",
+        hours=" + ".join(f"{stage['hours']:.1f}" for stage in stages),
         evaluation=scored.text(),
         objects=scored.objects(),
         num_objects=str(len(scored.ranked())),
@@ -146,8 +152,8 @@ def make_model_card(args: Args) -> Path:
         samples_picture=text.relative(pictures["samples"], card),
         curve_picture=text.relative(pictures["curve"], card),
         scanned=scanned,
-        data_command=f"elvsm data objects --output {args.data} --resolution {height}",
-        command=text.training_command(config, network_methods()[config.method_name]),
+        lenses=lenses,
+        stages=text.stages_text(stages),
         train_objects=str(len(train)),
         credits=text.credits_table(train),
     )
@@ -155,8 +161,70 @@ def make_model_card(args: Args) -> Path:
         partial = args.output.with_name(f".{args.output.name}.partial")
         shutil.copyfile(weights, partial)
         os.replace(partial, args.output)
+    write_json(stages_file(args.output), stages)
     write_text(card, content)
     return card
+
+
+def stages_file(weights: Path) -> Path:
+    """Where the stages of the training of a file of weights are kept."""
+    return weights.with_suffix(".stages.json")
+
+
+def earlier_stages(args: Args, config: Any) -> list[dict[str, Any]]:
+    """The stages before a run: none where it started from nothing.
+
+    Raises:
+        ValueError: where it started from weights whose stages are not known.
+    """
+    if config.pipeline.model.checkpoint is None:
+        return []
+    file = stages_file(args.output)
+    if not file.is_file():
+        raise ValueError(
+            f"--load-config {args.load_config} started from weights ({config.pipeline.model.checkpoint}), and {file} "
+            "does not exist; expected the stages of their training there"
+        )
+    stages = json.loads(file.read_text())
+    # The card of this stage may be made anew.
+    return [stage for stage in stages if stage["commands"] != stage_commands(config)]
+
+
+def stage_commands(config: Any) -> list[str]:
+    """The commands that make a run's data and train it."""
+    return [text.data_command(config.data), text.training_command(config, network_methods()[config.method_name])]
+
+
+def stage_of(args: Args, config: Any, weights: Path) -> dict[str, Any]:
+    """The run as a stage of a training."""
+    steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
+    times = read_scalars(args.load_config.parent, [ITERATION_TIME])[ITERATION_TIME]
+    seconds = statistics.median(times.values())
+    return {
+        "commands": stage_commands(config),
+        "commit": args.commit,
+        "steps": steps,
+        "seconds_per_step": round(seconds, 2),
+        "hours": round(steps * seconds / 3600, 1),
+        "weights": content_hash(weights),
+    }
+
+
+def score_lenses(weights: Path, data: Path, size: int, work_dir: Path) -> str:
+    """The card's section on other lenses, scored unless that was done before."""
+    done = work_dir / f"lenses-{data.name}-{content_hash(weights)[:12]}.json"
+    if not done.exists():
+        network = load_network(weights).eval()
+        scores = {"lenses": lens_scores(network, data, size), "borders": patch_border_ratios(network, data, size)}
+        write_json(done, scores)
+    scores = json.loads(done.read_text())
+    borders = scores["borders"]
+    return text.LENSES.format(
+        table=lens_table(scores["lenses"]),
+        context=CONTEXT_VIEWS,
+        renders=f"{borders['renders']:.2f}",
+        photos=f"{borders['pictures']:.2f}",
+    )
 
 
 def exported(args: Args) -> Path:
