@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
+import tyro
 import yaml
-from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from elvsm_nerfstudio import method_configs
-from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.nn.network import NetworkConfig
+from elvsm_nerfstudio.files import whole
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
@@ -32,84 +34,117 @@ class RunOptions:
     """Options."""
 
     weights: Optional[Path] = None
-    """'pretrained', the weights that come with this package, a file of `elvsm export`, one in the
-    authors' layout (.pt, .safetensors), or a step-*.ckpt that is not in its run's folder any more (give --method). Its
-    architecture and sizes are those of the new run."""
+    """'pretrained', the weights that come with this package, a file of `elvsm export`, one in the authors' layout (.pt,
+    .safetensors), or a step-*.ckpt that is not in its run's folder any more (give --method). Its architecture and sizes
+    are those of the new run."""
     from_run: Optional[Path] = None
     """Instead of --weights: config.yml of the run whose weights and options are taken."""
     method: Optional[str] = None
     """With --weights: the method whose options are taken, e.g. image size and background; the first one of the
     weights' network if absent (for Efficient-LVSM of the paper's size: efficient-lvsm)."""
     data: Optional[Path] = None
-    """Anything that ns-train takes; needed with --weights."""
-    dataparser: Optional[str] = None
-    """How --data is read where it is not in nerfstudio's own format: blender-data, colmap, ..."""
+    """Anything that ns-train takes; needed with --weights. Read as --from-run says, or in nerfstudio's own format,
+    unless a dataparser is named behind all options, with its own options behind it."""
     protocol: Optional[str] = None
-    """How ns-eval shall score; by the run's own options if absent."""
+    """How ns-eval scores; by the run's own options if absent."""
     evaluation_index: Optional[Path] = None
     """JSON with the context and target frames of each evaluated scene."""
+    context_frames: Optional[tuple[int, ...]] = None
+    """Frames of a single capture that are its context, numbered in order of the file names; chosen by the cameras if
+    absent."""
     num_context_views: Optional[int] = None
-    """Context views where evaluation has no index and no protocol."""
+    """Context views where evaluation has no index, no protocol and no --context-frames."""
+    image_size: Optional[tuple[int, int]] = None
+    """Height and width to which images are resized and centre-cropped; that of the method or run if absent."""
+    train_split_fraction: Optional[float] = None
+    """Share of a capture's frames that context views are chosen from, the others are held out; the dataparser's own
+    if absent."""
     scene: Optional[str] = None
     """Scene that the viewer and ns-render show."""
     output_dir: Path = Path("outputs")
     """Folder of the new run's experiment."""
     name: Optional[str] = None
     """Name of the new run's experiment; that of the weights, the data and the protocol if absent."""
+    dataparser: Optional[tyro.conf.FlagConversionOff[AnnotatedDataParserUnion]] = None
+    """How --data is read."""
 
 
-def make_run(args: RunOptions) -> Path:
-    """Writes the run and returns its config.yml.
+def make_run(options: RunOptions) -> Path:
+    """Writes the run and returns its config.yml; the scene that it shows has been opened and encoded by then.
 
     Raises:
-        ValueError: for weights that cannot be used, unknown methods and protocols, and data that cannot be opened.
+        ValueError: for weights, options and data that cannot be used; nothing is written then.
     """
-    if (args.weights is None) == (args.from_run is None):
+    if (options.weights is None) == (options.from_run is None):
         raise ValueError("give either --weights WEIGHTS --data DATA or --from-run CONFIG")
-    if args.weights is None:
-        if args.method is not None:
-            raise ValueError(f"--method {args.method} is for --weights; --from-run brings its own method")
-        config, source = read_config(args.from_run, "--from-run"), last_checkpoint(args.from_run)
+    if options.weights is None:
+        if options.method is not None:
+            raise ValueError(f"--method {options.method} is for --weights; --from-run brings its own method")
+        config, source = read_config(options.from_run, "--from-run"), last_checkpoint(options.from_run)
     else:
-        if args.data is None:
-            raise ValueError("--weights needs --data: what the weights are to be used on")
-        config, source = _config_for(args.weights, args.method), None
-        config.experiment_name = args.weights.stem
+        config, source = _config_for(options.weights, options.method), None
+        config.experiment_name = options.weights.stem
     config.pipeline.model.checkpoint = None  # the run has the weights itself
-
-    datamanager = config.pipeline.datamanager
-    config.pipeline.protocol = args.protocol and find_protocol(args.protocol).name
-    if args.data is not None:
-        datamanager.data, datamanager.evaluation_index, datamanager.scene = args.data, None, None
-        datamanager.context_frames = None
-        config.data = args.data
-    if args.dataparser is not None:
-        datamanager.dataparser = deepcopy(_find(all_dataparsers, args.dataparser, "--dataparser"))
-    if args.evaluation_index is not None:
-        datamanager.evaluation_index = args.evaluation_index
-    if args.num_context_views is not None:
-        datamanager.num_context_views = args.num_context_views
-    if args.scene is not None:
-        datamanager.scene = args.scene
-    SceneCollection.open(Path(datamanager.data), datamanager.dataparser)
-
-    parts = [config.experiment_name, args.data and args.data.stem, args.protocol]
-    config.experiment_name = args.name or "-".join(part for part in parts if part)
-    config.output_dir = args.output_dir
-    config.timestamp = "run"
+    _take(options, config)
     folder = config.get_base_dir()
     if folder.exists():
         raise ValueError(f"{folder} exists already; choose another --name or delete it")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "nerfstudio_models").mkdir(parents=True)
-    if source is not None:
-        _link_or_copy(source, partial / "nerfstudio_models" / source.name)
-    else:
-        _write_checkpoint(partial / "nerfstudio_models" / "step-000000000.ckpt", args.weights, config)
-    (partial / "config.yml").write_text(yaml.dump(config))
-    os.rename(partial, folder)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = deepcopy(config.pipeline).setup(device=device, test_mode="inference", world_size=1, local_rank=0)
+    load_weights(pipeline.model.network, source or options.weights)
+    with torch.no_grad():
+        _ = pipeline.model.memory  # encodes the scene that is shown
+    with whole(folder) as partial:
+        (partial / "nerfstudio_models").mkdir(parents=True)
+        if source is not None:
+            _link_or_copy(source, partial / "nerfstudio_models" / source.name)
+        else:
+            _write_checkpoint(partial / "nerfstudio_models" / "step-000000000.ckpt", pipeline.model.network)
+        outputs = pipeline.datamanager.train_dataparser_outputs
+        outputs.save_dataparser_transform(partial / "dataparser_transforms.json")
+        (partial / "config.yml").write_text(yaml.dump(config))
     return folder / "config.yml"
+
+
+def _take(options: RunOptions, config: TrainerConfig) -> None:
+    """Changes a config as the options say. Paths become absolute: the run works from every folder."""
+    datamanager = config.pipeline.datamanager
+    config.pipeline.protocol = options.protocol and find_protocol(options.protocol).name
+    data = options.data
+    if options.dataparser is not None:
+        datamanager.dataparser = deepcopy(options.dataparser)
+        if data is None and options.dataparser.data != Path():
+            data = options.dataparser.data
+    if options.weights is not None and data is None:
+        raise ValueError("--weights needs --data: what the weights are to be used on")
+    if data is not None:
+        datamanager.data, datamanager.evaluation_index, datamanager.scene = data, None, None
+        datamanager.context_frames = None
+    datamanager.data = config.data = Path(datamanager.data).resolve()
+    for name in ("evaluation_index", "context_frames", "num_context_views", "image_size", "scene"):
+        if getattr(options, name) is not None:
+            setattr(datamanager, name, getattr(options, name))
+    if datamanager.evaluation_index is not None:
+        datamanager.evaluation_index = datamanager.evaluation_index.resolve()
+    if options.train_split_fraction is not None:
+        _hold_out(datamanager.dataparser, options.train_split_fraction)
+    parts = [config.experiment_name, data and data.resolve().stem, options.protocol]
+    config.experiment_name = options.name or "-".join(part for part in parts if part)
+    config.output_dir, config.timestamp = options.output_dir.resolve(), "run"
+
+
+def _hold_out(dataparser: DataParserConfig, train_split_fraction: float) -> None:
+    if not hasattr(dataparser, "train_split_fraction"):
+        raise ValueError(
+            f"--train-split-fraction {train_split_fraction}: {type(dataparser).__name__} chooses training frames by "
+            "itself; leave the option out"
+        )
+    if not 0 < train_split_fraction <= 1:
+        raise ValueError(f"--train-split-fraction {train_split_fraction}: expected more than 0 and at most 1")
+    dataparser.train_split_fraction = train_split_fraction
+    if hasattr(dataparser, "eval_mode"):
+        dataparser.eval_mode = "fraction"
 
 
 def read_config(path: Path, option: str) -> TrainerConfig:
@@ -217,11 +252,9 @@ def _find(known: dict, name: str, option: str):
     return known[name]
 
 
-def _write_checkpoint(path: Path, weights: Path, config: TrainerConfig) -> None:
+def _write_checkpoint(path: Path, network: SceneNetwork) -> None:
     """What nerfstudio reads of a run's checkpoint to evaluate it."""
-    network = config.pipeline.model.network.build()
-    load_weights(network, weights)
-    state = {f"{RUN_PREFIX}{name}": x for name, x in network.state_dict().items()}
+    state = {f"{RUN_PREFIX}{name}": x.cpu() for name, x in network.state_dict().items()}
     state["_model.device_indicator_param"] = torch.empty(0)  # nerfstudio's Model has it
     write_checkpoint(path, {"step": 0, "network": network_metadata(network.config), "pipeline": state})
 

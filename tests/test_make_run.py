@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 import yaml
 from conftest import TINY_NETWORK, run_cli, tiny_pipeline
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.cli.options import parse
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
@@ -41,7 +45,9 @@ def test_published_weights_are_evaluated_and_rendered_on_a_capture_at_once(tmp_p
     made = run_cli("elvsm", "run", "--weights", str(published), "--data", str(scene),
                    "--method", "efficient-lvsm-tiny", "--num-context-views", "3", cwd=tmp_path)  # fmt: skip
     config = made.stdout.split()[-1]
-    assert config == "outputs/published-spheres/efficient-lvsm-tiny/run/config.yml"
+    assert config == str(tmp_path / "outputs/published-spheres/efficient-lvsm-tiny/run/config.yml")
+    moved = json.loads((Path(config).parent / "dataparser_transforms.json").read_text())
+    assert set(moved) == {"transform", "scale"}
     published.unlink()  # the run has its own
     run_cli("ns-eval", "--load-config", config, "--output-path", "zero.json", cwd=tmp_path)
     results = json.loads((tmp_path / "zero.json").read_text())["results"]
@@ -77,7 +83,18 @@ def test_the_method_is_that_of_the_network(tmp_path, scene):
         ({"method": "lvsm-decoder-only"}, "found weights for EfficientLVSMConfig, expected LVSMDecoderOnlyConfig"),
         ({"method": "splatfacto"}, "--method splatfacto is unknown; expected one of efficient-lvsm, "),
         ({"method": "efficient-lvsm", "data": None}, "--weights needs --data"),
-        ({"method": "efficient-lvsm", "dataparser": "x"}, "--dataparser x is unknown; expected one of .*colmap"),
+        ({"method": "efficient-lvsm", "dataparser": BlenderDataParserConfig()}, "transforms_train.json"),
+        (
+            {"method": "efficient-lvsm", "dataparser": BlenderDataParserConfig(), "train_split_fraction": 0.5},
+            "--train-split-fraction 0.5: BlenderDataParserConfig chooses training frames by itself",
+        ),
+        ({"method": "efficient-lvsm", "train_split_fraction": 1.5}, "1.5: expected more than 0 and at most 1"),
+        (
+            {"method": "efficient-lvsm", "image_size": (20, 16)},
+            "image-size 20 16: expected multiples of the patch",
+        ),
+        ({"method": "efficient-lvsm", "context_frames": (3, 99)}, "99"),
+        ({"method": "efficient-lvsm", "scene": "attic"}, "has no such scene"),
         ({"method": "efficient-lvsm", "data": Path("nowhere")}, "nowhere does not exist"),
         ({"weights": None}, "give either --weights WEIGHTS --data DATA or --from-run CONFIG"),
         ({"weights": Path("none.pt")}, "none.pt does not exist; expected a file of weights"),
@@ -89,6 +106,41 @@ def test_what_cannot_be_made_is_explained_and_leaves_nothing(tmp_path, published
     with pytest.raises(ValueError, match=message):
         make_run(args)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scene_that_cannot_be_encoded_leaves_nothing(tmp_path, published, scene):
+    broken = shutil.copytree(scene, tmp_path / "broken")
+    for image in (broken / "images").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="images"):
+        make_run(RunOptions(published, method="efficient-lvsm-tiny", data=broken, output_dir=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_data_arrive_in_the_run(tmp_path, published, scene, monkeypatch):
+    """With the dataparser in ns-train's own form; relative paths work from every folder."""
+    monkeypatch.chdir(scene.parent)
+    given = ["--weights", str(published), "--method", "efficient-lvsm-tiny", "--data", scene.name, "--output-dir",
+             str(tmp_path / "out"), "--image-size", "16", "24", "--train-split-fraction", "0.5",
+             "nerfstudio-data", "--scale-factor", "2.5", "--auto-scale-poses", "False"]  # fmt: skip
+    path = make_run(parse(RunOptions, "run", "", given))
+    data = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.datamanager
+    assert (data.data, data.image_size) == (scene, (16, 24))
+    parser = data.dataparser
+    assert (parser.scale_factor, parser.auto_scale_poses, parser.train_split_fraction) == (2.5, False, 0.5)
+    assert parser.eval_mode == "fraction"
+    assert json.loads((path.parent / "dataparser_transforms.json").read_text())["scale"] == 2.5
+    monkeypatch.chdir(tmp_path)
+    _, pipeline, _, _ = setup(path)
+    assert len(pipeline.datamanager.collection.load(pipeline.datamanager.shown).train_frames) == 6
+
+    chosen = RunOptions(published, method="efficient-lvsm-tiny", data=scene, output_dir=tmp_path, name="chosen",
+                        context_frames=(2, 7, 4))  # fmt: skip
+    _, pipeline, _, _ = setup(make_run(chosen))
+    assert pipeline.datamanager.train_dataset.image_filenames == [scene / f"images/{i:03d}.png" for i in (2, 7, 4)]
+    colmap = parse(RunOptions, "run", "", ["--data", "x", "colmap", "--colmap-path", "sparse/7"]).dataparser
+    assert isinstance(colmap, ColmapDataParserConfig) and colmap.colmap_path == Path("sparse/7")
+    assert parse(RunOptions, "run", "", ["--data", "x"]).dataparser is None
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Optional
 
@@ -60,6 +61,7 @@ def main(args: Optional[Sequence[str]] = None) -> None:
     if list(args) == ["--version"]:
         print(__version__)
         return
+    warnings.simplefilter("ignore", FutureWarning)  # of the packages that nerfstudio imports
     try:
         dispatch("elvsm", __name__, VERBS, args, ABOUT, EXAMPLES)
     except BrokenPipeError:  # of `elvsm ... | head`

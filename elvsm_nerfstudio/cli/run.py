@@ -2,10 +2,12 @@
 
     elvsm run --weights pretrained --data DATA                # the weights that come with this package
     elvsm run --weights WEIGHTS --data DATA                   # published or exported weights
+    elvsm run --weights pretrained --data DATA nerfstudio-data --downscale-factor 4
+    elvsm run --weights pretrained --data DATA colmap --colmap-path sparse/0
     elvsm run --from-run outputs/.../config.yml --data DATA --protocol wide-range    # another run's
 
-Prints the new run's config.yml. nerfstudio's programs take everything from there: `ns-eval`, `ns-render` and
-`ns-viewer` then work on it as on any run that was trained.
+The scene that the run shows is opened and encoded before anything is written. Prints the new run's config.yml, with
+which `ns-eval`, `ns-render` and `ns-viewer` work as with that of a run that was trained.
 """
 
 from __future__ import annotations
