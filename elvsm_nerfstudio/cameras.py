@@ -89,6 +89,26 @@ def on_cpu(cameras: Cameras) -> Cameras:
     return Cameras(numbers[..., :12].unflatten(-1, (3, 4)), fx, fy, cx, cy, width, height, distortion, kind)
 
 
+def can_be_extended(cameras: Cameras) -> bool:
+    """Whether pixels beyond the border have rays: not where a picture holds all directions that there are."""
+    return bool((cameras.camera_type != CameraType.EQUIRECTANGULAR.value).all())
+
+
+def extended_cameras(cameras: Cameras, above: int, left: int) -> Cameras:
+    """The cameras with so many more pixels above their pictures and to the left; on the CPU."""
+    return Cameras(
+        camera_to_worlds=cameras.camera_to_worlds,
+        fx=cameras.fx,
+        fy=cameras.fy,
+        cx=cameras.cx + left,
+        cy=cameras.cy + above,
+        width=cameras.width + left,
+        height=cameras.height + above,
+        distortion_params=cameras.distortion_params,
+        camera_type=cameras.camera_type,
+    )
+
+
 def check_cameras(cameras: Cameras, names: Optional[Sequence[object]] = None) -> None:
     """Raises ValueError for cameras that cannot be rendered from, saying which and why.
 

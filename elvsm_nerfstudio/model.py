@@ -16,7 +16,7 @@ from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
 from torch.nn import Parameter
 
-from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
+from elvsm_nerfstudio.cameras import can_be_extended, extended_cameras, on_cpu, views_from_cameras
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
@@ -72,6 +72,9 @@ class EfficientLVSMModelConfig(ModelConfig):
     nearest_views: Optional[int] = None
     """Renders each camera from only that many context views, those placed best for it, so that a frame costs the same
     however many there are; all of them if absent. Means nothing in training."""
+    shifted_grids: Literal[1, 4] = 1
+    """4 renders each picture on four grids of patches, shifted by half a patch, and takes the mean: patch borders go,
+    at four times the cost. For networks that were trained with --pipeline.datamanager.lens-augmentation True."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the transformer: bf16 autocast, or fp32. 'auto' takes bf16 where the device computes in it."""
 
@@ -308,10 +311,20 @@ class EfficientLVSMModel(Model):
     @torch.no_grad()
     def render_frames(self, memory: SceneMemory, cameras: Cameras) -> Float[Tensor, "frame height width 3"]:
         """Renders cameras [frame] of one size from a scene's memory, all in one call, each as if it were alone."""
-        cameras = on_cpu(cameras)
-        target = views_from_cameras(cameras, self.config.network.patch_size, device=self.device)
+        cameras, half = on_cpu(cameras), self.config.network.patch_size // 2
+        shifts = (0, half) if self.config.shifted_grids == 4 and can_be_extended(cameras) else (0,)
+        grids = [self._render_on_grid(memory, cameras, down, right) for down in shifts for right in shifts]
+        return grids[0] if len(grids) == 1 else torch.stack(grids).mean(dim=0)
+
+    def _render_on_grid(
+        self, memory: SceneMemory, cameras: Cameras, down: int, right: int
+    ) -> Float[Tensor, "frame height width 3"]:
+        """Renders cameras on patches that begin so many pixels above and to the left of the pictures."""
+        height, width = int(cameras.height[0]), int(cameras.width[0])
+        extended = extended_cameras(cameras, down, right) if down or right else cameras
+        target = views_from_cameras(extended, self.config.network.patch_size, device=self.device)
         rgb = self.rendering_network.decode(memory, target, self.config.nearest_views)[0]
-        return rgb[:, : int(cameras.height[0]), : int(cameras.width[0])]
+        return rgb[:, down : down + height, right : right + width]
 
     def frames_per_call(self, height: int, width: int) -> int:
         """Into how many frames of this size it pays to go at once: on a GPU, which one small frame does not fill, up to

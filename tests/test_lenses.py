@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import need_shared, render_spheres, tiny_pipeline, write_scene
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
@@ -143,6 +144,25 @@ def test_training_goes_through_steps_of_all_aspects(collection):
         shapes.add(tuple(outputs["rgb"].shape[2:4]))
     assert (32, 32) in shapes and len(shapes) > 2
     assert all(p.grad.isfinite().all() for p in pipeline.model.network.parameters())
+
+
+@pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
+def test_shifted_grids_show_the_same_rays(collection, monkeypatch, kind):
+    model = tiny_pipeline(collection).model
+    sizes = []
+
+    def rays(memory, target, nearest_views):
+        sizes.append((target.height, target.width))
+        return target.directions / 2 + 0.5
+
+    monkeypatch.setattr(type(model.network), "decode", lambda self, *args: rays(*args))
+    camera = Cameras(torch.eye(4)[None, :3], 30.0, 31.0, 13.0, 9.5, 26, 20, torch.zeros(1, 6), kind)
+    expected = model.render(None, camera)["rgb"]
+    model.config.shifted_grids = 4
+    shown = model.render(None, camera)["rgb"]
+    assert shown.shape == (20, 26, 3) and torch.allclose(shown, expected, atol=1e-6)
+    grids = [(24, 32)] if kind == CameraType.EQUIRECTANGULAR else [(24, 32)] * 4
+    assert sizes == [(24, 32), *grids]
 
 
 def test_patches_that_do_not_divide_the_sides_of_other_aspects_are_refused(collection):
