@@ -207,7 +207,12 @@ class EfficientLVSMPipeline(VanillaPipeline):
             evaluation = Evaluator(self.model, self.datamanager, protocol).run(output_path, get_std)
         several = len(evaluation.by_views) > 1
         averages = {"by_context_views": evaluation.by_views} if several else next(iter(evaluation.by_views.values()))
-        details = {"record": evaluation.record, "timing": evaluation.timing, "images": evaluation.rows}
+        details = {
+            "record": evaluation.record,
+            "timing": evaluation.timing,
+            "context": evaluation.context,
+            "images": evaluation.rows,
+        }
         for path in filter(None, (_ns_eval_output(), output_path and output_path / "metrics.json")):
             write_json(path.with_suffix(".images.json"), details)
             CONSOLE.print(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")

@@ -49,6 +49,8 @@ class RunOptions:
     """How ns-eval scores; by the run's own options if absent."""
     evaluation_index: Optional[Path] = None
     """JSON with the context and target frames of each evaluated scene."""
+    index_may_miss_scenes: bool = False
+    """Evaluates the scenes of the index that the data have, where they are a part of a data set."""
     context_frames: Optional[tuple[int, ...]] = None
     """Frames of a single capture that are its context, numbered in order of the file names; chosen by the cameras if
     absent."""
@@ -127,6 +129,7 @@ def _take(options: RunOptions, config: TrainerConfig) -> None:
             setattr(datamanager, name, getattr(options, name))
     if datamanager.evaluation_index is not None:
         datamanager.evaluation_index = datamanager.evaluation_index.resolve()
+    datamanager.index_may_miss_scenes |= options.index_may_miss_scenes
     if options.train_split_fraction is not None:
         _hold_out(datamanager.dataparser, options.train_split_fraction)
     parts = [config.experiment_name, data and data.resolve().stem, options.protocol]

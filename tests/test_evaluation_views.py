@@ -122,6 +122,6 @@ def test_index_with_unknown_scene_or_frame_is_refused_and_null_entries_are_count
 def test_too_few_frames_for_evaluation_are_refused(tmp_path):
     write_collection(tmp_path, "train val test", num_frames=3)
     with pytest.raises(
-        DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 3"
+        DataError, match="scene_2 has 3 frames for context and 0 others for targets; expected at least 4"
     ):
         choose_evaluation_views(first_scene(tmp_path), None, ViewRule(3, 1))

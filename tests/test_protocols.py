@@ -112,7 +112,7 @@ def test_wide_range_has_nested_context_and_the_same_targets_for_every_number_of_
 
 def test_wide_range_refuses_scenes_with_too_few_views(collection):
     walk = evaluator(collection, "wide-range")
-    with pytest.raises(ValueError, match="scene_5 has 8 frames for context and 0 others for targets; .*at least 12"):
+    with pytest.raises(ValueError, match="scene_5 has 8 frames for context and 0 others for targets; .*at least 13"):
         walk.run(None, get_std=False)
 
 

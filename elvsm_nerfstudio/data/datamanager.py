@@ -21,11 +21,11 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch.nn import Parameter
 
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
+from elvsm_nerfstudio.data.notices import say, say_once
 from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples, read_sample, training_batches
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import (
@@ -39,6 +39,9 @@ from elvsm_nerfstudio.data.view_samplers import (
     mix_seed,
 )
 from elvsm_nerfstudio.views import ViewSet
+
+MIN_CROPPED_SHARE = 0.05
+"""Share of the images from which on it is said that it is cut away."""
 
 
 @dataclass
@@ -82,6 +85,9 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     evaluation_index: Optional[Path] = None
     """JSON with the context and target frames of each evaluated scene. Without it, the evaluation_index.json beside
     scenes.json if there is one, else views spread by the cameras."""
+    index_may_miss_scenes: bool = False
+    """Whether the evaluation index may name scenes that the data do not have: for those who have a part of a data set.
+    The result says how many are missing."""
     eval_num_target_views: Optional[int] = None
     """Targets of a scene where evaluation has no index, spread over its held-out frames; all of them if absent."""
     context_frames: Optional[tuple[int, ...]] = None
@@ -114,6 +120,23 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
         """Smallest and largest number of context views."""
         number = self.num_context_views
         return (number, number) if isinstance(number, int) else tuple(number)
+
+    def check(self) -> None:
+        """Raises DataError for numbers that cannot be, naming their option."""
+        smallest, largest = self.context_view_bounds
+        for option, number, expected, right in (
+            ("num-context-views", self.num_context_views, "one number of at least 1, or the smallest and the largest",
+             1 <= smallest <= largest),
+            ("num-target-views", self.num_target_views, "at least 1", self.num_target_views >= 1),
+            ("eval-num-target-views", self.eval_num_target_views, "at least 1",
+             self.eval_num_target_views is None or self.eval_num_target_views >= 1),
+            ("scenes-per-batch", self.scenes_per_batch, "at least 1", self.scenes_per_batch >= 1),
+            ("num-workers", self.num_workers, "at least 0", self.num_workers >= 0),
+            ("context-frames", self.context_frames, "at least one frame", self.context_frames != ()),
+        ):  # fmt: skip
+            if not right:
+                given = number if isinstance(number, int) else " ".join(map(str, number))
+                raise DataError(f"--pipeline.datamanager.{option} {given}: expected {expected}")
 
     def training_sampler(self) -> ViewSampler:
         """The view sampler that the options describe."""
@@ -179,6 +202,7 @@ class ViewSetDataManager(VanillaDataManager):
     ):
         self.config, self.device, self.test_mode = config, device, test_mode
         self.world_size, self.local_rank = world_size, local_rank
+        config.check()
         if config.data is None:
             config.data = config.dataparser.data
         if config.data == Path():
@@ -187,14 +211,19 @@ class ViewSetDataManager(VanillaDataManager):
         self.test_split = "val" if test_mode == "val" else "test"
         self.train_entries = self.collection.split("train")
         self.eval_entries = self.collection.split(self.test_split)
-        if not self.eval_entries:
-            raise DataError(f"{config.data} has no scene in its {self.test_split} split; give one to it in scenes.json")
-        self.evaluation_index = self._read_index()
-        if self.evaluation_index is not None and self.test_split == "test":
-            listed = self.evaluation_index.listed(self.eval_entries)
+        if not self.eval_entries and test_mode == "val":
+            raise DataError(f"{config.data} has no scene in its val split; give one to it in scenes.json")
+        self.evaluation_index = read_index(config, self.collection)
+        self.missing_scenes: list[str] = []
+        """Scenes that the evaluation index names and the data do not have."""
+        if self.evaluation_index is not None and self.test_split == "test" and self.eval_entries:
+            self.missing_scenes = self.evaluation_index.missing(self.eval_entries)
+            listed = self.evaluation_index.listed(self.eval_entries, config.index_may_miss_scenes)
             left_out = len(self.eval_entries) - len(listed)
             if left_out:
-                CONSOLE.print(f"[bold yellow]{left_out} test scenes are not in {self.evaluation_index.path}: left out")
+                say(f"{left_out} test scenes are not in {self.evaluation_index.path}: left out")
+            if self.missing_scenes:
+                say(f"{len(self.missing_scenes)} scenes of {self.evaluation_index.path} are not in the data: left out")
             self.eval_entries = listed
         if self.evaluation_index is not None and not self.collection.whole_scenes:
             self.collection.hold_out({name: choice.target for name, choice in self.evaluation_index.choices.items()})
@@ -212,6 +241,7 @@ class ViewSetDataManager(VanillaDataManager):
         scene = self.collection.load(entry)
         choice = choose_evaluation_views(scene, self.evaluation_index, self._shown_views)
         self.shown = entry
+        _say_what_is_cropped(scene, self.config.images)
         self.train_dataparser_outputs = scene.outputs
         self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
         self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
@@ -296,7 +326,7 @@ class ViewSetDataManager(VanillaDataManager):
     def _report(self, failures: list[str]) -> None:
         for failure in failures:
             if failure not in self.skipped_scenes:
-                CONSOLE.print(f"[bold yellow]Skipped: {failure}")
+                say(f"Skipped: {failure}")
             self.skipped_scenes[failure] = self.skipped_scenes.get(failure, 0) + 1
 
     def get_train_rays_per_batch(self) -> int:
@@ -380,17 +410,38 @@ class ViewSetDataManager(VanillaDataManager):
 
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None:
-            return self.eval_entries[0]
+            if not self.eval_entries:
+                say_once("no test split", f"{self.config.data} has no test split: a scene of another one is shown.")
+            return next(iter((*self.eval_entries, *self.collection.split("val"), *self.train_entries)))
         for entry in (*self.eval_entries, *self.collection.entries):
             if entry.name == self.config.scene:
                 return entry
         raise DataError(
             f"--pipeline.datamanager.scene {self.config.scene}: {self.config.data} has no such scene; it has "
-            f"{', '.join(entry.name for entry in self.eval_entries[:5])}, ..."
+            f"{', '.join(entry.name for entry in (self.eval_entries or self.collection.entries)[:5])}, ..."
         )
 
-    def _read_index(self) -> Optional[EvaluationIndex]:
-        if self.config.evaluation_index is not None:
-            return EvaluationIndex.read(self.config.evaluation_index)
-        beside = self.collection.root / "evaluation_index.json"
-        return EvaluationIndex.read(beside) if self.collection.whole_scenes and beside.exists() else None
+
+def read_index(config: ViewSetDataManagerConfig, collection: SceneCollection) -> Optional[EvaluationIndex]:
+    """The evaluation index that the options name, or the one that lies beside a collection.
+
+    Raises:
+        DataError: for one that cannot be read.
+    """
+    if config.evaluation_index is not None:
+        return EvaluationIndex.read(config.evaluation_index)
+    beside = collection.root / "evaluation_index.json"
+    return EvaluationIndex.read(beside) if collection.whole_scenes and beside.exists() else None
+
+
+def _say_what_is_cropped(scene: Scene, images: ImageSpec) -> None:
+    height, width = scene.sizes[0]
+    resized = images.resized((height, width))
+    share = 1 - images.size[0] * images.size[1] / (resized[0] * resized[1])
+    if share >= MIN_CROPPED_SHARE:
+        say_once(
+            "crop",
+            f"Images of {width}x{height} (scene {scene.name}) are cropped to {images.size[1]}x{images.size[0]}: "
+            f"{share:.0%} of each is cut away. Other aspects: --pipeline.datamanager.image-size HEIGHT WIDTH; "
+            "docs/data.md says what they cost.",
+        )

@@ -77,19 +77,29 @@ class EvaluationIndex:
             check_name(name, f"evaluation index {path}")
         return EvaluationIndex(path, choices, num_null=len(raw) - len(choices))
 
-    def listed(self, entries: Sequence[SceneEntry]) -> list[SceneEntry]:
+    def missing(self, entries: Sequence[SceneEntry]) -> list[str]:
+        """The scenes that the index has views for and that are not among the entries."""
+        return sorted(set(self.choices) - {entry.name for entry in entries})
+
+    def listed(self, entries: Sequence[SceneEntry], may_miss_scenes: bool = False) -> list[SceneEntry]:
         """The entries that the index has views for.
 
+        Args:
+            may_miss_scenes: whether the index may have views for other scenes too: those who have a part of a data set
+                evaluate that.
+
         Raises:
-            DataError: naming scenes of the index that are not among the entries.
+            DataError: naming scenes of the index that are not among the entries, or if none of them is.
         """
-        unknown = sorted(set(self.choices) - {entry.name for entry in entries})
-        if unknown:
+        listed, missing = [entry for entry in entries if entry.name in self.choices], self.missing(entries)
+        if missing and not (may_miss_scenes and listed):
             raise DataError(
-                f"evaluation index {self.path} names {len(unknown)} scenes that are not in the evaluated split of the "
-                f"data: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}"
+                f"evaluation index {self.path} names {len(missing)} scenes that are not in the evaluated split of the "
+                f"data: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. It has views for {len(listed)} "
+                "that are; to evaluate those alone, give --pipeline.datamanager.index-may-miss-scenes True, or `elvsm "
+                "run --index-may-miss-scenes`"
             )
-        return [entry for entry in entries if entry.name in self.choices]
+        return listed
 
     def choose(self, scene: Scene, num_context_views: Optional[int] = None) -> FrameChoice:
         """The listed views of a scene, with as many context views as wanted or else as listed.
@@ -171,16 +181,32 @@ def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
     if rule.as_many_as_there_are:
         rest = rest or sorted(usable - set(context)) or list(context)
     elif len(context) < rule.num_context_views or not rest:
-        raise DataError(
-            f"scene {scene.name} has {len(frames)} frames for context and {len(rest)} others for targets; "
-            f"expected at least {rule.num_context_views} and 1. Ask for fewer with "
-            "--pipeline.datamanager.num-context-views, or hold out more frames of a single scene: by its dataparser's "
-            "--train-split-fraction or --eval-mode, or as the targets of an evaluation index"
-        )
+        raise DataError(f"scene {scene.name} {_shortage(scene, len(frames), rule.num_context_views, len(rest))}")
     positions = torch.linspace(0, len(rest) - 1, min(rule.num_target_views or len(rest), len(rest)))
     choice = FrameChoice(context, tuple(rest[i] for i in positions.round().long().tolist()))
     _check(choice, f"scene {scene.name}", allow_overlap=rule.as_many_as_there_are)
     return choice
+
+
+def _shortage(scene: Scene, num_frames: int, num_context_views: int, num_others: int) -> str:
+    """What a scene is short of, and what to do about it."""
+    held_out = set(scene.eval_frames) - set(scene.train_frames)
+    shortages = []
+    if num_frames < num_context_views or scene.eval_frames and not held_out:
+        needed = num_context_views + (0 if held_out else 1)
+        targets = "" if held_out else f" and {num_others} others for targets"
+        shortages.append(
+            f"has {num_frames} frames for context{targets}; expected at least {needed}. Ask for fewer context views "
+            "with --pipeline.datamanager.num-context-views, or for a run that exists with `elvsm run --from-run CONFIG "
+            "--num-context-views N`"
+        )
+    if not scene.eval_frames:
+        shortages.append(
+            "has no frame held out as target: hold some out with the dataparser, as in `ns-train METHOD --data DATA "
+            "nerfstudio-data --eval-mode interval`, or for a run that exists with `elvsm run --from-run CONFIG "
+            "--train-split-fraction 0.8`; or name some in an evaluation index (--evaluation-index FILE)"
+        )
+    return "; it also ".join(shortages) or "has no frame left that is not context"
 
 
 def _check(choice: FrameChoice, where: str, allow_overlap: bool) -> None:

@@ -127,7 +127,15 @@ class HandoverBuffers:
     TURNS = PREFETCHED_BATCHES + 2
 
     def __init__(self, num_workers: int, num_bytes: int):
-        self._memory = torch.empty(num_workers * self.TURNS, num_bytes, dtype=torch.uint8).share_memory_()
+        memory = torch.empty(num_workers * self.TURNS, num_bytes, dtype=torch.uint8)
+        try:
+            self._memory = memory.share_memory_()
+        except RuntimeError as error:
+            raise DataError(
+                f"{memory.nbytes / 2**20:.0f} MiB of shared memory for the images of {num_workers} worker processes "
+                f"cannot be had ({error}). In Docker, start the container with `--shm-size 2g`; or decode in the "
+                "training process, with --pipeline.datamanager.num-workers 0"
+            ) from error
         self._turn = 0
 
     def place(self, worker: int) -> int:

@@ -143,7 +143,8 @@ class BoundedGapSampler(_TargetDraw):
         if len(frames) <= self.min_gap:
             raise ValueError(
                 f"{len(frames)} frames; expected at least {self.min_gap + 1}, the smallest frame gap plus one "
-                "(--pipeline.datamanager.frame-gap)"
+                "(--pipeline.datamanager.frame-gap); photos that are no video are for --pipeline.datamanager."
+                "view-sampler random"
             )
         num_frames = self._num_frames(frames, num_context_views)
         smallest = max(self.min_gap, num_frames - 1)

@@ -51,6 +51,8 @@ class Evaluation:
     """What was evaluated: protocol, data and their fingerprint, code. No times, no machine: equal evaluations of equal
     weights have equal records."""
     timing: dict[str, Any]
+    context: dict[str, list[str]]
+    """The photos that were context, in their order, of each scene that this process walked."""
 
 
 def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManager) -> Protocol:
@@ -84,8 +86,13 @@ class Evaluator:
         results: list[tuple[str, ImageResult]] = []
         fingerprint = Fingerprint()
         among_context = 0
+        if not self.datamanager.eval_entries:
+            raise DataError(
+                f"{self.datamanager.config.data} has no scene in its {self.datamanager.test_split} split; give one to "
+                "it in scenes.json"
+            )
         rank, ranks = comms.get_rank(), comms.get_world_size()
-        entries = self.datamanager.eval_entries[rank::ranks]
+        entries, context = self.datamanager.eval_entries[rank::ranks], {}
         with _progress("Evaluating scenes") as progress:
             for entry in progress.track(entries):
                 scene = self.scene(entry)
@@ -94,6 +101,7 @@ class Evaluator:
                 if not results:
                     self.score(self.scene(entry, max_targets=1))  # warm-up, not timed
                 fingerprint.add(scene.name, (*scene.context_names, *scene.target_names), scene.views)
+                context[scene.name] = list(scene.context_names)
                 among_context += len(set(scene.context_names) & set(scene.target_names))
                 scored = self.score(scene)
                 if pictures is not None:
@@ -124,6 +132,7 @@ class Evaluator:
                     "num_scenes": len({scene for scene, _ in results}),
                     "index": index and str(index.path),
                     "null_entries_of_the_index": index and index.num_null,
+                    "scenes_of_the_index_that_are_missing": index and len(self.datamanager.missing_scenes),
                     "targets_that_are_context": among_context,
                     "fingerprint": fingerprint.hexdigest() if ranks == 1 else None,
                 },
@@ -146,6 +155,7 @@ class Evaluator:
                 "frames_per_call": self.model.frames_per_call(*self.images.size),
                 "threads": torch.get_num_threads(),
             },
+            context=context,
         )
 
     def _gathered(
