@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -35,6 +38,25 @@ def whole(path: Path, partial: Optional[Path] = None, suffix: str = "", durable:
         raise
     if durable and os.name == "posix":  # elsewhere folders cannot be opened
         _sync(path.parent)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors, whole or not at all.
+
+    Raises:
+        OSError: where the file cannot be written; what was there before is as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with whole(path, durable=True) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, dict(metadata))
+            temporary.chmod(mode)  # safetensors writes for its user alone; these files are passed on like others
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _sync(path: Path) -> None:

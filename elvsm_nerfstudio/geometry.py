@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -139,6 +139,19 @@ def view_distance(
     offset = (target[..., :, None, :3, 3] - centres[..., None, :, :]).norm(dim=-1)
     axes = (torch.nn.functional.normalize(poses[..., :3, 2], dim=-1) for poses in (target, context))
     return offset / extent[..., None, None] + 1 - torch.einsum("...tc,...vc->...tv", *axes)
+
+
+def nearest_views(
+    context: Float[Tensor, "*batch view rows 4"], target: Float[Tensor, "*batch target rows 4"], count: int
+) -> Int[Tensor, "*batch target count"]:
+    """Positions of the ``count`` context views nearest to every target (``view_distance``); of equals, the first.
+
+    Args:
+        context, target: camera-to-world, both OpenCV or both OpenGL.
+    """
+    if not 1 <= count <= context.shape[-3]:
+        raise ValueError(f"nearest_views: count is {count}; expected 1 to {context.shape[-3]}, the number of views")
+    return view_distance(context, target).argsort(dim=-1, stable=True)[..., :count]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
-from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
-from elvsm_nerfstudio.nn.precision import autocast_dtype
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden

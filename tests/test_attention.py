@@ -1,4 +1,4 @@
-"""nn/attention.py: the same attention whichever kernel computes it."""
+"""nn/kernels.py: the same attention whichever kernel computes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from elvsm_nerfstudio.nn.attention import BLOCK, attention
+from elvsm_nerfstudio.nn.kernels import BLOCK, attention
 
 
 @pytest.mark.parametrize("queries", [5, BLOCK, 2 * BLOCK + 3])

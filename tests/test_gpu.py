@@ -7,7 +7,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from elvsm_nerfstudio.nn.lean import rms_norm
+from elvsm_nerfstudio.nn.kernels import rms_norm
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,8 +10,9 @@ from conftest import TINY_NETWORK, run_cli, write_collection
 from PIL import Image
 
 from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio.files import write_safetensors
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
-from elvsm_nerfstudio.nn.weights import FORMAT, read_weights, save_weights, write_safetensors
+from elvsm_nerfstudio.nn.weights import FORMAT, read_weights, save_weights
 from scripts.release import card_text as text
 from scripts.release import model_card as script
 

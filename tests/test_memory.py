@@ -10,13 +10,11 @@ import torch
 from conftest import make_views
 from test_network import SMALL, random_network
 
-from elvsm_nerfstudio.geometry import CanonicalFrame, view_distance
+from elvsm_nerfstudio.geometry import CanonicalFrame, nearest_views, view_distance
 from elvsm_nerfstudio.nn import device_memory
 from elvsm_nerfstudio.nn.device_memory import NotEnoughMemoryError
-from elvsm_nerfstudio.nn.key_values import KeyValueStore
-from elvsm_nerfstudio.nn.memory import SceneMemory
-from elvsm_nerfstudio.nn.memory_file import MemoryFileError, load_memory, save_memory
-from elvsm_nerfstudio.nn.nearest import nearest_views
+from elvsm_nerfstudio.nn.memory import MemoryFileError, SceneMemory, StoredView, load_memory
+from elvsm_nerfstudio.nn.token_store import KeyValueStore
 from elvsm_nerfstudio.views import Views
 
 VIEW_BYTES = 4 * SMALL.num_layers * 2 * 4 * SMALL.width  # of a view of 16 x 16 pixels, 4 tokens, in fp32
@@ -40,10 +38,13 @@ def side_by_side(memories: list[SceneMemory]) -> SceneMemory:
         tuple(torch.cat(parts, dim=2) for parts in zip(*(memory.read(layer) for memory in memories)))
         for layer in range(SMALL.num_layers)
     ]
-    tokens = [memory.num_tokens for memory in memories]
+    views, start = [], 0
+    for id, memory in enumerate(memories):
+        views.append(StoredView(id, start, memory.num_tokens))
+        start += memory.num_tokens
     first = memories[0]
     cameras = (torch.cat([getattr(m, name) for m in memories], dim=1) for name in ("camera_to_world", "intrinsics"))
-    return SceneMemory.of(KeyValueStore.of(layers), range(len(tokens)), tokens, *cameras, first.frame, first.weights)
+    return SceneMemory(KeyValueStore.of(layers), tuple(views), *cameras, first.frame, first.weights)
 
 
 def count_written(monkeypatch) -> list[int]:
@@ -78,7 +79,7 @@ def test_any_sequence_of_appends_drops_and_selects_equals_encoding_what_is_left(
     memory = network.encode(views[alive[0]], frame, ids=alive)
     kept = [(memory, list(alive))]
     for _ in range(14):
-        step = choose.choice("aaadsfc")
+        step = choose.choice("aaadsfr")
         if step == "a" and unused:
             new = [unused.pop(0) for _ in range(min(len(unused), choose.choice([1, 1, 2])))]
             for i in new:
@@ -93,10 +94,8 @@ def test_any_sequence_of_appends_drops_and_selects_equals_encoding_what_is_left(
         elif step == "f":  # back to an earlier memory, so that two grow from the same one
             memory, alive = choose.choice(kept)
             unused = [i for i in range(12) if i not in alive]
-        elif step == "c":
-            memory = (
-                memory.compact() if choose.random() < 0.5 else memory.to(dtype=torch.float64).to(dtype=torch.float32)
-            )
+        elif step == "r":
+            memory = memory.reserve(choose.choice([1, 50]))
         kept.append((memory, list(alive)))
     for memory, alive in kept:
         plain = side_by_side([network.encode(views[i], frame) for i in alive])
@@ -113,7 +112,7 @@ def test_views_appended_one_by_one_equal_views_encoded_together(network):
     frame = CanonicalFrame.estimate(views.camera_to_world)
     memory = network.encode(views.select([0]), frame)
     for view in range(1, 5):
-        memory = memory.append(network.encode(views.select([view]), frame))
+        memory = network.append(memory, views.select([view]))
     assert memory.ids == (0, 1, 2, 3, 4) and memory.num_views == 5 and memory.num_bytes == 5 * VIEW_BYTES
     assert torch.allclose(network.decode(memory, TARGET), network(views, TARGET, frame), atol=1e-6)
     together = network.append(network.encode(views.select([0]), frame), views.select(slice(1, None)))
@@ -132,24 +131,6 @@ def test_order_never_matters(network):
         for view in order[1:]:
             grown = network.append(grown, views.select([view]))
         assert torch.allclose(network.decode(grown, TARGET), expected, atol=1e-5)
-
-
-def test_rebase_is_encoding_again_in_another_frame(network):
-    small, large = make_views(1, 3, 16, 16), make_views(1, 2, 24, 16, seed=1)
-    memory = network.append(network.encode(small, ids=[7, 3, 5]), large).drop([3, 9])
-    assert memory.ids == (7, 5, 8) and memory.next_id == 10
-    left, large = small.select([0, 2]), large.select([0])
-    frame = CanonicalFrame.estimate(torch.cat([left.camera_to_world, large.camera_to_world], dim=1))
-    rebased = network.rebase(memory, [left, large])
-    assert rebased.ids == (7, 5, 8) and rebased.next_id == 10
-    assert torch.equal(rebased.frame.axes, frame.axes) and not torch.equal(frame.axes, memory.frame.axes)
-    expected = network.append(network.encode(left, frame), large)
-    assert torch.equal(network.decode(rebased, TARGET), network.decode(expected, TARGET))
-    back = network.rebase(memory, [left, large], memory.frame)
-    assert torch.allclose(network.decode(back, TARGET), network.decode(memory, TARGET), atol=1e-5)
-    for wrong in ([left], [], [large, left]):
-        with pytest.raises(ValueError, match=r"expected those of the memory, \[7, 5, 8\], in this order"):
-            network.rebase(memory, wrong)
 
 
 # Encoding
@@ -176,8 +157,8 @@ def test_many_views_are_appended_in_groups_into_room_made_once(network, monkeypa
     written = count_written(monkeypatch)
     grown = network.append(memory, make_views(1, 6, 16, 16, seed=1))
     assert grown.store.capacity == 7 * 4 and max(written) == 8
-    # The first view is copied once, the others are written by the encoder and then once more behind the first.
-    assert sum(written) == SMALL.num_layers * (4 + 2 * 6 * 4)
+    # The first view is copied once, the others are written behind it by the encoder.
+    assert sum(written) == SMALL.num_layers * (4 + 6 * 4)
 
 
 def test_inference_mode_makes_memories_that_work_outside_of_it(network):
@@ -196,7 +177,7 @@ def test_inference_mode_makes_memories_that_work_outside_of_it(network):
     assert network.context_tokenizer.weight.grad is None
 
 
-def test_gradients_flow_through_every_operation():
+def test_gradients_flow_through_views_that_are_left():
     views = make_views(1, 4, 16, 16)
     frame = CanonicalFrame.estimate(views.camera_to_world)
 
@@ -205,21 +186,23 @@ def test_gradients_flow_through_every_operation():
         network.decode(make(network), TARGET).square().mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
-    def piecewise(network):
-        memory = network.encode(views.select([3, 0]), frame)
-        memory = network.append(memory, views.select([2]))
-        memory = memory.append(network.encode(views.select([1]), frame))
-        return memory.drop([0]).to(dtype=torch.float64).to(dtype=torch.float32).compact().reserve(5)
-
-    def onto_a_memory_without(network):
-        with torch.no_grad():
-            memory = network.encode(views.select([3, 0]), frame)
-        return network.append(memory, views.select([1, 2]))
-
-    grown = gradient(onto_a_memory_without)
-    assert grown[: random_network().context_tokenizer.weight.numel()].abs().max() > 0
     expected = gradient(lambda network: network.encode(views.select([0, 1, 2]), frame))
-    assert torch.allclose(gradient(piecewise), expected, atol=1e-5 * float(expected.abs().max()))
+    assert expected[: random_network().context_tokenizer.weight.numel()].abs().max() > 0
+    found = gradient(lambda network: network.encode(views.select([3, 0, 2, 1]), frame).drop([0]))
+    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_where_gradients_are_wanted_no_view_is_appended():
+    network, views = random_network(), make_views(1, 3, 16, 16)
+    with torch.no_grad():
+        constant = network.encode(views.select([0, 1]))
+    learned = network.encode(views.select([0, 1]))
+    with pytest.raises(ValueError, match="append under torch.no_grad()"):
+        network.append(constant, views.select([2]))
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="append under torch.no_grad()"):
+        network.append(learned, views.select([2]))
+    assert network.append(constant, views.select([2])).num_views == 3
 
 
 def test_a_memory_that_carries_gradients_is_never_written_to():
@@ -243,7 +226,9 @@ def test_appending_does_not_disturb_gradients_through_what_is_there():
     rendered.sum().backward()
     expected = network.target_tokenizer.weight.grad.clone()
     network.zero_grad()
-    network.decode(memory.compact(), TARGET).sum().backward()
+    with torch.no_grad():
+        again = network.encode(views.select([0, 1, 2]), memory.frame)
+    network.decode(again, TARGET).sum().backward()
     assert torch.allclose(network.target_tokenizer.weight.grad, expected, atol=1e-6 * float(expected.abs().max()))
 
 
@@ -257,12 +242,11 @@ def test_selections_share_storage_and_runs_are_read_in_place(network):
     assert addresses(memory.select([1, 2, 0])) == addresses(memory.drop([3, 4, 5])) == addresses(memory)
     scattered = memory.drop([2])
     assert scattered.store is memory.store and scattered.runs == [(0, 8), (12, 12)]
-    assert memory.compact() is memory
-    compact = scattered.compact()
-    assert compact.runs == [(0, 20)] and compact.store.capacity == 20 and compact.ids == scattered.ids
+    copied = scattered.reserve(7)
+    assert copied.runs == [(0, 20)] and copied.store.capacity == 40 and copied.ids == scattered.ids
     for layer in range(SMALL.num_layers):
-        for gathered, copied in zip(scattered.read(layer), compact.read(layer)):
-            assert torch.equal(gathered, copied)
+        for gathered, moved in zip(scattered.read(layer), copied.read(layer)):
+            assert torch.equal(gathered, moved)
 
 
 def test_memories_that_grow_from_the_same_one_do_not_see_each_other(network):
@@ -281,10 +265,9 @@ def test_memories_that_grow_from_the_same_one_do_not_see_each_other(network):
 def test_appending_n_views_copies_in_proportion_to_n(network, monkeypatch):
     views = make_views(1, 1, 8, 8)  # one token
     memory = network.encode(views)
-    part = network.encode(views, memory.frame)
     written, stores = count_written(monkeypatch), {id(memory.store)}
     for _ in range(99):
-        memory = memory.append(part)
+        memory = network.append(memory, views)
         stores.add(id(memory.store))
     assert memory.num_views == 100 and sum(written) <= 3 * 100 * SMALL.num_layers
     assert len(stores) <= 2 + math.log2(100)
@@ -293,26 +276,18 @@ def test_appending_n_views_copies_in_proportion_to_n(network, monkeypatch):
 def test_a_sliding_window_stays_in_one_piece_and_does_not_grow(network, monkeypatch):
     views = make_views(1, 4, 8, 8)
     memory = network.encode(views)
-    part = network.encode(views.select([0]), memory.frame)
     written = count_written(monkeypatch)
     for _ in range(60):
-        memory = memory.append(part).drop(memory.ids[:1])
+        memory = network.append(memory, views.select([0])).drop(memory.ids[:1])
         assert len(memory.runs) == 1 and memory.num_views == 4 and memory.store.capacity <= 8
     assert memory.ids == (60, 61, 62, 63) and sum(written) <= 3 * 60 * SMALL.num_layers
 
 
-def test_moving_casts_keys_and_values_but_not_cameras(network):
-    memory = network.encode(make_views(1, 4, 16, 16))
-    half = memory.drop([1]).to(dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16 and half.num_bytes == 3 * VIEW_BYTES / 2 and half.runs == [(0, 12)]
-    assert half.camera_to_world.dtype == half.frame.axes.dtype == torch.float32
-    assert memory.to("cpu", torch.float32) is memory
-    meta = memory.to("meta")
-    assert {x.device.type for x in (meta.read(0)[0], meta.camera_to_world, meta.intrinsics, meta.frame.scale)} == {
-        "meta"
-    }
+def test_tokens_are_kept_in_the_networks_precision_and_cameras_in_fp32(network):
     network.autocast_dtype = torch.bfloat16
-    assert network.encode(make_views(1, 1, 16, 16)).num_bytes == VIEW_BYTES / 2
+    memory = network.encode(make_views(1, 4, 16, 16))
+    assert memory.dtype == torch.bfloat16 and memory.num_bytes == 4 * VIEW_BYTES / 2
+    assert memory.camera_to_world.dtype == memory.frame.axes.dtype == torch.float32
 
 
 def test_cameras_are_the_memorys_own(network):
@@ -339,7 +314,7 @@ def test_unknown_repeated_and_taken_ids_are_refused(network):
         memory.select([])
     with pytest.raises(ValueError, match=r"found view ids \[1, 1\]"):
         memory.select([1, 1])
-    with pytest.raises(ValueError, match=r"already has views \[2\]"):
+    with pytest.raises(ValueError, match=r"cannot add views \[3, 2, 4\]; it already has \[2\]"):
         network.append(memory, views, ids=[3, 2, 4])
     with pytest.raises(ValueError, match=r"found view ids \[4\]; expected 3 different ones"):
         network.append(memory, views, ids=[4])
@@ -349,19 +324,17 @@ def test_unknown_repeated_and_taken_ids_are_refused(network):
     assert network.append(back, views.select([0])).ids == (0, 1, 3, 4, 5, 2, 6)
 
 
-def test_memories_of_other_frames_weights_and_batches_are_refused(network):
+def test_memories_of_other_weights_and_batches_are_refused(network):
     views = make_views(1, 3, 16, 16)
     memory = network.encode(views.select([0, 1]))
-    with pytest.raises(ValueError, match="another canonical frame"):
-        memory.append(network.encode(views.select([2])))
     both = make_views(2, 3, 16, 16)
-    with pytest.raises(ValueError, match="found 2 scenes, expected 1"):
-        memory.append(network.encode(both))
+    with pytest.raises(ValueError, match="the memory is of 1 scenes, the views are of 2"):
+        network.append(memory, both)
     with pytest.raises(ValueError, match="the memory is of 1 scenes, the views are of 2"):
         network.decode(memory, both)
     for other in (random_network(), copy.deepcopy(network)):  # equal weights, but they need not stay so
         with pytest.raises(ValueError, match="encoded by other weights"):
-            memory.append(other.encode(views.select([2]), memory.frame))
+            other.append(memory, views.select([2]))
         with pytest.raises(ValueError, match="encoded by other weights"):
             other.decode(memory, TARGET)
 
@@ -389,7 +362,7 @@ def test_a_memory_is_refused_once_the_weights_have_changed(network, change):
 def test_no_views_are_an_error_before_any_computation(network, monkeypatch):
     views = make_views(1, 3, 16, 16)
     memory = network.encode(views)
-    monkeypatch.setattr(type(network), "_remember", None)
+    monkeypatch.setattr(type(network), "_encode", None)
     for call in (network.encode, lambda empty: network.append(memory, empty)):
         with pytest.raises(ValueError, match="at least one view; found 0 views"):
             call(views.select([]))
@@ -404,7 +377,7 @@ def test_more_views_than_memory_allows_are_refused_before_any_computation(networ
     network.encode(views)
     limit_memory(monkeypatch, 5 * VIEW_BYTES - 1)
     network.append(grown, views.select([1]))  # room that is there already costs nothing
-    monkeypatch.setattr(type(network), "_remember", None)
+    monkeypatch.setattr(type(network), "_encode", None)
     needed = rf"\({5 * VIEW_BYTES} bytes\) needed on cpu, .*\({5 * VIEW_BYTES - 1} bytes\) available"
     with pytest.raises(NotEnoughMemoryError, match=needed):
         network.encode(views)
@@ -430,21 +403,22 @@ def test_available_memory_of_this_machine_is_plausible():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_memory_comes_back_from_a_file(network, tmp_path, dtype):
+    network.autocast_dtype = None if dtype == torch.float32 else dtype
     views, target = make_views(2, 4, 16, 16), make_views(2, 1, 16, 16, seed=1)
     memory = network.append(network.encode(views), make_views(2, 1, 24, 16, seed=2), ids=[11])
-    memory = memory.select([11, 3, 0, 2]).to(dtype=dtype)
+    memory = memory.select([11, 3, 0, 2])
     path = tmp_path / "memory.safetensors"
-    save_memory(path, memory, network)
+    memory.save(path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.stat().st_size < memory.num_bytes + 20_000
     again = random_network()  # another instance with the same weights, as in another process
+    again.autocast_dtype = network.autocast_dtype
     loaded = load_memory(path, again)
     path.write_bytes(b"")  # what is loaded does not depend on the file
     assert (loaded.ids, loaded.tokens_per_view, loaded.next_id) == (memory.ids, memory.tokens_per_view, 12)
     assert loaded.dtype == dtype and loaded.num_bytes == memory.num_bytes
     assert torch.equal(loaded.camera_to_world, memory.camera_to_world)
     assert torch.equal(loaded.intrinsics, memory.intrinsics)
-    again.autocast_dtype = network.autocast_dtype = None if dtype == torch.float32 else dtype
     assert torch.equal(again.decode(loaded, target), network.decode(memory, target))
     grown = again.append(loaded.drop([3]), views.select([1]))
     assert grown.ids == (11, 0, 2, 12)
@@ -454,21 +428,47 @@ def test_a_memory_comes_back_from_a_file(network, tmp_path, dtype):
 def test_files_of_other_networks_are_refused(network, tmp_path):
     path = tmp_path / "memory.safetensors"
     memory = network.encode(make_views(1, 2, 16, 16))
-    save_memory(path, memory, network)
+    memory.save(path)
     with pytest.raises(MemoryFileError, match="memory.safetensors: encoded by other weights .fingerprint"):
         load_memory(path, random_network(seed=1))
     for change in (dict(num_layers=2), dict(width=128), dict(head_dim=32)):
         with pytest.raises(MemoryFileError, match="another architecture, .*width 64, 3 layers.*; this network is"):
             load_memory(path, random_network(replace(SMALL, **change)))
-    with pytest.raises(ValueError, match="encoded by other weights than the network has now"):
-        save_memory(path, memory, random_network())
+    network.head.weight.mul_(2)
+    with pytest.raises(ValueError, match="the network's weights are no longer those that encoded the memory"):
+        memory.save(path)
+
+
+def test_a_file_is_read_in_the_networks_precision(network, tmp_path):
+    network.autocast_dtype = torch.bfloat16
+    memory = network.encode(make_views(1, 2, 16, 16))
+    memory.save(tmp_path / "memory.safetensors")
+    rounded = network.decode(memory, TARGET)
+    network.autocast_dtype = None  # as on a device without bf16
+    loaded = load_memory(tmp_path / "memory.safetensors", network)
+    assert loaded.dtype == torch.float32 and torch.equal(loaded.read(1)[0], memory.read(1)[0].float())
+    assert torch.allclose(network.decode(loaded, TARGET), rounded, atol=0.05)
+
+
+def test_views_that_do_not_fit_a_files_tensors_are_refused(network, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "memory.safetensors"
+    network.encode(make_views(1, 2, 16, 16)).save(path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), load_file(path)
+    for views in ([[0, 0, 4]], [[0, 0, 4], [1, 8, 4]], [[0, 0, 4], [1, 4, 4], [2, 8, 4]], [[0, 0], [1, 4]]):
+        save_file(tensors, path, {**metadata, "views": str(views)})
+        with pytest.raises(MemoryFileError, match="memory.safetensors is not a scene memory, or is damaged"):
+            load_memory(path, network)
 
 
 def test_damaged_files_and_other_files_are_refused(network, tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "memory.safetensors"
-    save_memory(path, network.encode(make_views(1, 2, 16, 16)), network)
+    network.encode(make_views(1, 2, 16, 16)).save(path)
     whole = path.read_bytes()
     for content in (whole[:-1], whole[: len(whole) // 2], whole[:20], b"", b"not a memory" * 9):
         path.write_bytes(content)
@@ -484,31 +484,32 @@ def test_damaged_files_and_other_files_are_refused(network, tmp_path):
 def test_others_may_read_a_file_where_they_may_read_any(network, tmp_path):
     path, any_file = tmp_path / "memory.safetensors", tmp_path / "any"
     any_file.touch()
-    save_memory(path, network.encode(make_views(1, 2, 16, 16)), network)
+    network.encode(make_views(1, 2, 16, 16)).save(path)
     assert path.stat().st_mode == any_file.stat().st_mode
 
 
 def test_an_interrupted_save_leaves_the_old_file(network, tmp_path, monkeypatch):
     path = tmp_path / "memory.safetensors"
     memory = network.encode(make_views(1, 2, 16, 16))
-    save_memory(path, memory.drop([0]), network)
+    memory.drop([0]).save(path)
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        save_memory(path, memory, network)
+        memory.save(path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     loaded = load_memory(path, network)
     assert loaded.ids == (1,)
     assert torch.equal(network.decode(loaded, TARGET), network.decode(memory.drop([0]), TARGET))
 
 
-def test_a_folder_that_does_not_exist_is_an_error(network, tmp_path):
-    with pytest.raises(OSError, match="nowhere/memory.safetensors cannot be written: .*No such file"):
-        save_memory(tmp_path / "nowhere" / "memory.safetensors", network.encode(make_views(1, 1, 16, 16)), network)
+def test_a_folder_that_is_a_file_is_an_error(network, tmp_path):
+    (tmp_path / "folder").touch()
+    with pytest.raises(OSError, match="folder/memory.safetensors cannot be written: "):
+        network.encode(make_views(1, 1, 16, 16)).save(tmp_path / "folder" / "memory.safetensors")
 
 
 def test_a_file_larger_than_memory_is_refused(network, tmp_path, monkeypatch):
     path = tmp_path / "memory.safetensors"
-    save_memory(path, network.encode(make_views(1, 2, 16, 16)), network)
+    network.encode(make_views(1, 2, 16, 16)).save(path)
     limit_memory(monkeypatch, 100)
     with pytest.raises(NotEnoughMemoryError, match=rf"\({2 * VIEW_BYTES} bytes\) needed on cpu"):
         load_memory(path, network)

@@ -14,7 +14,7 @@ from PIL import Image
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
-from elvsm_nerfstudio.nn.precision import autocast_dtype
+from elvsm_nerfstudio.nn.network import autocast_dtype
 
 
 @pytest.fixture(scope="module")

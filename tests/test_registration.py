@@ -203,7 +203,7 @@ def test_rooms_import_only_what_lies_below_them(room, path):
                 assert room_of(module) in allowed, f"{where}; {room} may import {sorted(allowed)}"
             if room in TORCH_ONLY:
                 known = (*sys.stdlib_module_names, "torch", "einops", "jaxtyping", "elvsm_nerfstudio", "__future__")
-                files = ("memory_file.py", "weights.py")
+                files = ("memory.py", "weights.py")
                 known += ("safetensors",) if path.name in files else ()
                 assert parts[0] in known, f"{where}; {room} may import torch, einops and jaxtyping only"
 

@@ -16,7 +16,7 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
 
 from elvsm_nerfstudio import model as model_module
-from elvsm_nerfstudio import viewer as viewer_module
+from elvsm_nerfstudio.viewer import panel as viewer_module
 from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
@@ -45,9 +45,9 @@ def render(pipeline, **size) -> torch.Tensor:
 def count_encoded_views(pipeline, monkeypatch) -> list[int]:
     """Fills up with the number of views of every pass through the encoder."""
     network, counts = pipeline.model.network, []
-    encode = network._remember
+    encode = network._encode
     monkeypatch.setattr(
-        network, "_remember", lambda views, *rest: (counts.append(views.num_views), encode(views, *rest))[1]
+        network, "_encode", lambda views, *rest: (counts.append(views.num_views), encode(views, *rest))[1]
     )
     return counts
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio.geometry import outlying, view_distance
+from elvsm_nerfstudio import geometry
+from elvsm_nerfstudio.geometry import outlying
 
 MIN_MEAN_UP = 0.1
 """Length of the mean up vector below which the cameras have no up in common."""
@@ -41,8 +42,8 @@ def farthest_point_views(
 
 def nearest_views(camera_to_world: Float[Tensor, "view 3 4"], camera: Float[Tensor, "3 4"], count: int) -> list[int]:
     """Positions of the ``count`` views nearest to a camera (``view_distance``), equally near ones in their order."""
-    score = view_distance(camera_to_world.double(), camera.double()[None])[0]
-    return score.argsort(stable=True)[:count].tolist()
+    count = min(count, len(camera_to_world))
+    return geometry.nearest_views(camera_to_world.double(), camera.double()[None], count)[0].tolist()
 
 
 def azimuth_order(camera_to_world: Float[Tensor, "view 3 4"]) -> list[int]:

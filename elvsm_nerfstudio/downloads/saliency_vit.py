@@ -103,7 +103,7 @@ def write_folder(folder: Path, state: dict[str, np.ndarray]) -> None:
     """Writes weights and config as transformers reads them; sizes are told from shapes."""
     import torch
 
-    from elvsm_nerfstudio.nn.weights import write_safetensors
+    from elvsm_nerfstudio.files import write_safetensors
 
     width, _, patch_size, _ = state["embeddings.patch_embeddings.projection.weight"].shape
     config = {

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
+from elvsm_nerfstudio.nn.layers import CrossAttention
 from elvsm_nerfstudio.nn.memory import SceneMemory
 from elvsm_nerfstudio.views import Views
 
@@ -26,7 +27,17 @@ def decode_with_attention(
     stored = sorted(range(memory.num_views), key=lambda position: memory.views[position].start)
     tokens = [memory.views[position].tokens for position in stored]
     layers: list[Tensor] = []
-    rgb = network.decode(memory, target, observe=lambda q, k: layers.append(attention_to_views(q, k, tokens)))
+
+    def watch(attention: CrossAttention, inputs: tuple, output: Tensor) -> None:
+        x, keys, _, encoding, *_ = inputs
+        layers.append(attention_to_views(attention.queries(x, encoding), keys, tokens))
+
+    hooks = [block.cross_attention.register_forward_hook(watch) for block in network.target_blocks]
+    try:
+        rgb = network.decode(memory, target)
+    finally:
+        for hook in hooks:
+            hook.remove()
     shares = torch.stack(layers).mean(dim=0)[..., torch.tensor(stored, device=rgb.device).argsort()]
     patch = network.config.patch_size
     return rgb, shares.unflatten(1, (target.num_views, target.height // patch, target.width // patch))

@@ -59,11 +59,6 @@ class PatchRotation:
         """Turns channels by the negative angles: the inverse, and the transpose, of ``forward``."""
         return x * self.cos - _swap_pairs(x) * self.sin
 
-    def within_view(self, x: Float[Tensor, "*batch token head_dim"]) -> Float[Tensor, "*batch token head_dim"]:
-        """Queries or keys of attention within one view, where the camera cancels and patches alone matter."""
-        still, turned = x.chunk(2, dim=-1)
-        return torch.cat([still, self.backward(turned)], dim=-1)
-
 
 @dataclass(frozen=True)
 class CameraEncoding:
@@ -97,6 +92,11 @@ class CameraEncoding:
         # costs less than many with its 4x4 block.
         matrices = projection, inverse.mT, projection.mT
         return CameraEncoding(*(_repeat_block(m, blocks)[:, None].to(dtype) for m in matrices), rotation)
+
+    def within_view(self, x: Float[Tensor, "*batch token head_dim"]) -> Float[Tensor, "*batch token head_dim"]:
+        """Queries or keys of attention within one view, where the camera cancels and patches alone matter."""
+        still, turned = x.chunk(2, dim=-1)
+        return torch.cat([still, self.rotation.backward(turned)], dim=-1)
 
     def queries(self, x: Float[Tensor, "scene head token head_dim"]) -> Float[Tensor, "scene head token head_dim"]:
         """D^T x, for queries, normalised."""

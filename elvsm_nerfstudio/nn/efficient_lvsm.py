@@ -6,7 +6,7 @@ cross-attends to what the encoder's layer l made of all context views (co-refine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Optional
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
-from elvsm_nerfstudio.nn.key_values import KeysValues, KeyValueStore
-from elvsm_nerfstudio.nn.layers import ContextBlock, Observer, PatchHead, PatchTokenizer, TargetBlock, layer_norm
+from elvsm_nerfstudio.nn.layers import ContextBlock, PatchHead, PatchTokenizer, TargetBlock
 from elvsm_nerfstudio.nn.memory import SceneMemory
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.token_store import KeysValues, KeyValueStore
 from elvsm_nerfstudio.views import Views
 
 
@@ -80,22 +80,30 @@ class EfficientLVSM(SceneNetwork):
     def streams(self) -> dict[str, nn.ModuleList]:
         return {"context": self.context_blocks, "target": self.target_blocks}
 
-    def decode(
-        self,
-        memory: SceneMemory,
-        target: Views,
-        nearest_views: Optional[int] = None,
-        observe: Optional[Observer] = None,
+    def _encode(self, context: Views, frame: CanonicalFrame) -> Iterator[KeysValues]:
+        """The input encoder, in which each view sees itself alone; and of each of its layers the keys and values of
+        the decoder's same layer."""
+        encoding = self._camera_encoding(context, frame)
+        tokens = self._context_tokens(context, frame).flatten(0, 1)
+        for context_block, target_block in zip(self.context_blocks, self.target_blocks):
+            tokens = self._block(context_block, tokens, encoding)
+            scenes = tokens.unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
+            yield self._block(target_block.keys_values, scenes, encoding)
+
+    def _decode(
+        self, memory: SceneMemory, target: Views, prefixes: Optional[Sequence[int]] = None
     ) -> Float[Tensor, "scene view height width 3"]:
-        """As every network does.
+        """The target decoder, in which each view sees itself and, in each layer, the context's keys and values.
 
         Args:
-            observe: shown each layer's cross-attention; targets then attend to all views.
+            prefixes: how many of the memory's tokens, from the first on, each view sees; all if absent.
         """
-        if observe is None:
-            return super().decode(memory, target, nearest_views)
-        self._check_memory(memory, target)
-        return self._decode(memory, target, observe)
+        with self._autocast(target.directions.device):
+            encoding = self._camera_encoding(target, memory.frame)
+            tokens = self._target_tokens(target, memory.frame)
+            for layer, block in enumerate(self.target_blocks):
+                tokens = self._block(block, tokens, *memory.read(layer), encoding, prefixes)
+            return self.head(tokens, target.height, target.width)
 
     def forward(
         self,
@@ -113,33 +121,7 @@ class EfficientLVSM(SceneNetwork):
             )
         # In a new memory, views lie in order and all have as many tokens.
         memory, tokens = self.encode(context, frame), self._tokens_per_view(context)
-        return self._decode(memory, target, prefixes=[n * tokens for n in prefixes])
-
-    def _decode(
-        self,
-        memory: SceneMemory,
-        target: Views,
-        observe: Optional[Observer] = None,
-        prefixes: Optional[Sequence[int]] = None,
-    ) -> Float[Tensor, "scene view height width 3"]:
-        rays, encoding = self._rays(target, memory.frame), self._camera_encoding(target, memory.frame)
-        with self._autocast(rays.device):
-            tokens = self.target_tokenizer(rays)
-            for layer, block in enumerate(self.target_blocks):
-                tokens = self._block(block, tokens, *memory.read(layer), observe, encoding, prefixes)
-            return self.head(tokens, target.height, target.width)
-
-    def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, KeysValues], None]) -> None:
-        tokens, encoding = self._context_tokens(context, frame).flatten(0, 1), self._camera_encoding(context, frame)
-        rotation = None if encoding is None else encoding.rotation
-
-        def keys_values(block: TargetBlock, tokens: Tensor) -> KeysValues:
-            source = layer_norm(tokens).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
-            return block.cross_attention.keys_values(source, encoding)
-
-        for layer, (context_block, target_block) in enumerate(zip(self.context_blocks, self.target_blocks)):
-            tokens = self._block(context_block, tokens, rotation)
-            keep(layer, self._block(keys_values, target_block, tokens))
+        return self._decode(memory, target, [n * tokens for n in prefixes])
 
     def _ray_poses(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view 4 4"]:
         if self.config.ray_frame == "canonical":

@@ -6,27 +6,15 @@ but no bias, in LVSM, as in the official models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from elvsm_nerfstudio.nn.attention import attention, prefix_attention
-from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
-from elvsm_nerfstudio.nn.lean import gelu_linear, rms_norm
-
-EPS = 1e-5
-
-Observer = Callable[[Float[Tensor, "batch head token head_dim"], Float[Tensor, "batch head source head_dim"]], None]
-"""Shown the queries and keys of a cross-attention."""
-
-
-def layer_norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """LayerNorm over channels without gain and bias."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding
+from elvsm_nerfstudio.nn.kernels import EPS, attention, layer_norm, prefix_attention, recomputed, rms_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -90,13 +78,13 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps=EPS)
 
     def forward(
-        self, x: Float[Tensor, "batch token d"], rotation: Optional[PatchRotation] = None
+        self, x: Float[Tensor, "batch token d"], encoding: Optional[CameraEncoding] = None
     ) -> Float[Tensor, "batch token d"]:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b n h d", three=3, d=self.head_dim)
         # Heads come outside after the norm, which is faster on tokens as they lie in memory.
         q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-        if rotation is not None:
-            q, k = rotation.within_view(q), rotation.within_view(k)
+        if encoding is not None:
+            q, k = encoding.within_view(q), encoding.within_view(k)
         out = attention(q, k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
@@ -125,26 +113,29 @@ class CrossAttention(nn.Module):
         k, v = self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         return (k, v) if encoding is None else (encoding.keys(k), encoding.keys(v))
 
+    def queries(
+        self, x: Float[Tensor, "batch token d"], encoding: Optional[CameraEncoding] = None
+    ) -> Float[Tensor, "batch head token head_dim"]:
+        """Normalised queries, transformed by the cameras of the views of these tokens."""
+        q = self.q_norm(self.to_q(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+        return q if encoding is None else encoding.queries(q)
+
     def forward(
         self,
         x: Float[Tensor, "batch token d"],
         keys: Float[Tensor, "batch head source head_dim"],
         values: Float[Tensor, "batch head source head_dim"],
-        observe: Optional[Observer] = None,
         encoding: Optional[CameraEncoding] = None,
         prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "batch token d"]:
         """Attends to keys and values.
 
         Args:
+            encoding: of the views of x.
             prefixes: how many of the keys, from the first on, each of as many equal parts of x attends to; all if
                 absent.
         """
-        q = self.q_norm(self.to_q(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
-        if encoding is not None:
-            q = encoding.queries(q)
-        if observe is not None:
-            observe(q, keys)
+        q = self.queries(x, encoding)
         out = attention(q, keys, values) if prefixes is None else prefix_attention(q, keys, values, prefixes)
         if encoding is not None:
             out = encoding.outputs(out)
@@ -152,14 +143,14 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Linear, GELU, Linear."""
+    """Linear, GELU, Linear. Of the hidden channels only those before the GELU are kept for the gradients."""
 
     def __init__(self, width: int, ratio: int):
         wide, narrow = nn.Linear(width, ratio * width, bias=False), nn.Linear(ratio * width, width, bias=False)
         super().__init__(wide, nn.GELU(), narrow)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return gelu_linear(self[0](x), self[2].weight)
+        return recomputed(lambda hidden: self[2](self[1](hidden)), self[0](x))
 
 
 class ContextBlock(nn.Module):
@@ -174,9 +165,9 @@ class ContextBlock(nn.Module):
         self.mlp = MLP(width, mlp_ratio)
 
     def forward(
-        self, x: Float[Tensor, "sequence token d"], rotation: Optional[PatchRotation] = None
+        self, x: Float[Tensor, "sequence token d"], encoding: Optional[CameraEncoding] = None
     ) -> Float[Tensor, "sequence token d"]:
-        x = x + self.attention(self.norm1(x), rotation)
+        x = x + self.attention(self.norm1(x), encoding)
         return x + self.mlp(self.norm2(x))
 
 
@@ -189,25 +180,34 @@ class TargetBlock(nn.Module):
         self.cross_attention = CrossAttention(width, head_dim)
         self.mlp = MLP(width, mlp_ratio)
 
+    def keys_values(
+        self, context: Float[Tensor, "scene source d"], encoding: Optional[CameraEncoding] = None
+    ) -> tuple[Float[Tensor, "scene head source head_dim"], Float[Tensor, "scene head source head_dim"]]:
+        """What the layer needs of context tokens that the encoder's same layer put out.
+
+        Args:
+            encoding: of the context views.
+        """
+        return self.cross_attention.keys_values(layer_norm(context), encoding)
+
     def forward(
         self,
         x: Float[Tensor, "scene view token d"],
         keys: Float[Tensor, "scene head source head_dim"],
         values: Float[Tensor, "scene head source head_dim"],
-        observe: Optional[Observer] = None,
         encoding: Optional[CameraEncoding] = None,
         prefixes: Optional[Sequence[int]] = None,
     ) -> Float[Tensor, "scene view token d"]:
         """Through the layer.
 
         Args:
+            encoding: of the target views.
             prefixes: how many of the keys, from the first on, each view attends to; all if absent.
         """
         scenes, views = x.shape[:2]
-        rotation = None if encoding is None else encoding.rotation
-        within = self.self_attention(layer_norm(x).flatten(0, 1), rotation)
+        within = self.self_attention(layer_norm(x).flatten(0, 1), encoding)
         x = x + within.unflatten(0, (scenes, views))
         # Target views do not see each other, so all of a scene's queries share one call over its keys.
-        gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, observe, encoding, prefixes)
+        gathered = self.cross_attention(layer_norm(x).flatten(1, 2), keys, values, encoding, prefixes)
         x = x + gathered.unflatten(1, (views, -1))
         return x + self.mlp(layer_norm(x))

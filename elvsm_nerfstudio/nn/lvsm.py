@@ -9,7 +9,7 @@ encoding all of them again.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -76,17 +76,17 @@ class LVSM(SceneNetwork):
     def streams(self) -> dict[str, nn.ModuleList]:
         return {"target": self.decoder_blocks}
 
-    def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, Tokens], None]) -> None:
-        keep(0, (self._context_tokens(context, frame).flatten(1, 2)[:, None],))
+    def _encode(self, context: Views, frame: CanonicalFrame) -> Iterator[Tokens]:
+        yield (self._context_tokens(context, frame).flatten(1, 2)[:, None],)
 
     @abstractmethod
     def _known(self, memory: SceneMemory) -> Float[Tensor, "scene known d"]:
         """What the decoder gets to see of a scene."""
 
     def _decode(self, memory: SceneMemory, target: Views) -> Float[Tensor, "scene view height width 3"]:
-        known, rays = self._known(memory), self._rays(target, memory.frame)
-        with self._autocast(rays.device):
-            tokens = self.target_tokenizer(rays)
+        known = self._known(memory)
+        with self._autocast(known.device):
+            tokens = self._target_tokens(target, memory.frame)
             known = known.to(tokens.dtype)[:, None].expand(-1, target.num_views, -1, -1)
             joint = torch.cat([tokens, known], dim=2).flatten(0, 1)
             # Some devices' autocast gives LayerNorm's result in fp32, in which the whole stream would go on.

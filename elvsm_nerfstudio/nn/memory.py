@@ -1,20 +1,62 @@
-"""A scene as a network remembers it: what it keeps of every context view in every layer."""
+"""A scene as a network remembers it: what it keeps of every context view in every layer. In files, too."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
+from typing import Optional, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.files import write_safetensors
+from elvsm_nerfstudio.geometry import CanonicalFrame, nearest_views
 from elvsm_nerfstudio.nn.device_memory import NotEnoughMemoryError
-from elvsm_nerfstudio.nn.nearest import nearest_views
 from elvsm_nerfstudio.nn.token_store import Tokens, TokenStore
+from elvsm_nerfstudio.views import Views
+
+FORMAT = "elvsm_nerfstudio.SceneMemory 1"
+_FRAME = ("axes", "centre", "scale")
+
+
+class MemoryFileError(ValueError):
+    """A file that is no memory, is damaged, or was made by another network. The message names the file."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What is known in here of the network that makes memories."""
+
+    @property
+    def architecture(self) -> str:
+        """What it computes with its weights."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of architecture and weights."""
+        ...
+
+    def weights_token(self) -> WeightsToken:
+        """The same object for as long as the weights stay as they are."""
+        ...
+
+    def new_store(self, num_scenes: int, capacity: int) -> TokenStore:
+        """An empty store for so many tokens of each scene."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsToken:
+    """Stands for a network's weights for as long as they stay as they are."""
+
+    network: Callable[[], Optional[Encoder]]
+    """The network, for as long as it is there."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +92,18 @@ class SceneMemory:
     intrinsics: Float[Tensor, "scene view 4"]
     """fx, fy, cx, cy of the views, normalised: fx and cx by the width, fy and cy by the height."""
     frame: CanonicalFrame
-    weights: object
-    """Token of the weights that made the memory: memories with another one are not appended, and not decoded."""
-    next_id: int
+    weights: WeightsToken
+    """Of the weights that made the memory: with others it is neither decoded nor appended to."""
+    next_id: int = 0
     """The first id that no view has had yet."""
     derived: dict[str, Tensor] = field(default_factory=dict, init=False)
     """What the network made of all views together, kept for the next decode. No operation hands it on."""
 
     @staticmethod
-    def of(
-        store: TokenStore,
-        ids: Sequence[int],
-        tokens_per_view: Sequence[int],
-        camera_to_world: Float[Tensor, "scene view 4 4"],
-        intrinsics: Float[Tensor, "scene view 4"],
-        frame: CanonicalFrame,
-        weights: object,
-    ) -> SceneMemory:
-        """The memory of views whose tokens lie in a store one after another."""
-        starts = accumulate(tokens_per_view, initial=0)
-        views = tuple(StoredView(*view) for view in zip(ids, starts, tokens_per_view))
-        # Cameras are copied: the memory must not change when the views that it was made from do.
-        cameras = (x.detach().to(store.device, torch.float32, copy=True) for x in (camera_to_world, intrinsics))
-        return SceneMemory(store, views, *cameras, frame, weights, max(0, *(id + 1 for id in ids)))
+    def empty(store: TokenStore, frame: CanonicalFrame, weights: WeightsToken) -> SceneMemory:
+        """The memory of no views."""
+        cameras = (torch.empty(store.num_scenes, 0, *shape, device=store.device) for shape in ((4, 4), (4,)))
+        return SceneMemory(store, (), *cameras, frame, weights)
 
     @property
     def num_scenes(self) -> int:
@@ -134,39 +165,29 @@ class SceneMemory:
 
     # Views come and go
 
-    def append(self, other: SceneMemory, ids: Sequence[int] | None = None) -> SceneMemory:
-        """This memory and then another's views, in this one's dtype and on its device.
+    def with_views(self, start: int, views: Views, tokens: int, ids: Optional[Sequence[int]] = None) -> SceneMemory:
+        """This memory and more views, whose tokens lie in its store one view after another.
 
         Args:
-            other: must have been encoded by the same weights in the same frame; the size of its images may differ.
+            start: where the first view's tokens lie.
+            tokens: of each view.
             ids: of the new views; by default they are numbered on from the last.
 
         Raises:
-            ValueError: for another frame, weights or number of scenes, and ids that are taken.
-            NotEnoughMemoryError: with the bytes needed and available.
+            ValueError: for ids that are taken.
         """
-        self._check_belongs(other)
-        ids = check_ids(range(self.next_id, self.next_id + other.num_views) if ids is None else ids, other.num_views)
+        ids = check_ids(range(self.next_id, self.next_id + views.num_views) if ids is None else ids, views.num_views)
         taken = set(ids) & set(self.ids)
         if taken:
-            raise ValueError(f"SceneMemory.append: the memory already has views {sorted(taken)}")
-
-        if self.store.carries_gradients or other.store.carries_gradients:
-            store = self.store.joined(self.runs, other.store, other.runs)
-            mine, start = self.packed(0), self.num_tokens
-        else:
-            base = self.reserve(other.num_tokens)
-            store, mine = base.store, base.views
-            start = store.append(other.store, other.runs)
-        added = (replace(view, id=id) for view, id in zip(other.packed(start), ids))
-        return replace(
-            self,
-            store=store,
-            views=(*mine, *added),
-            camera_to_world=torch.cat([self.camera_to_world, other.camera_to_world.to(self.device)], dim=1),
-            intrinsics=torch.cat([self.intrinsics, other.intrinsics.to(self.device)], dim=1),
-            next_id=max(self.next_id, max(ids) + 1),
+            raise ValueError(f"SceneMemory: cannot add views {list(ids)}; it already has {sorted(taken)}")
+        added = (StoredView(id, start + index * tokens, tokens) for index, id in enumerate(ids))
+        # Cameras are copied: the memory must not change when the views that it was made from do.
+        cameras = (
+            torch.cat([mine, new.detach().to(mine)], dim=1)
+            for mine, new in ((self.camera_to_world, views.camera_to_world), (self.intrinsics, views.intrinsics))
         )
+        next_id = max(self.next_id, *(id + 1 for id in ids))
+        return SceneMemory(self.store, (*self.views, *added), *cameras, self.frame, self.weights, next_id)
 
     def select(self, ids: Sequence[int]) -> SceneMemory:
         """The memory of some of the views, in this order, on the same storage; of all as they are, itself."""
@@ -224,64 +245,100 @@ class SceneMemory:
             NotEnoughMemoryError: with the bytes needed and available.
         """
         store = self.store
-        if store.carries_gradients or store.room() >= tokens:
+        if store.room() >= tokens:
             return self
         needed = self.num_tokens + tokens
         try:
             store = store.copy(self.runs, capacity=max(needed, 2 * self.num_tokens))
         except (NotEnoughMemoryError, torch.OutOfMemoryError):
             store = store.copy(self.runs, capacity=needed)
-        return replace(self, store=store, views=self.packed(0))
+        return replace(self, store=store, views=self._packed())
 
-    def compact(self) -> SceneMemory:
-        """The same memory in storage of its own, in one piece and without room to grow.
-
-        For what is to be rendered many times after views were dropped, and to let go of the dropped ones.
-        """
-        if self.runs == [(0, self.store.capacity)]:
-            return self
-        return replace(self, store=self.store.copy(self.runs), views=self.packed(0))
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SceneMemory:
-        """What is kept of the views moved and cast; cameras and frame are moved but stay in fp32."""
-        device = self.device if device is None else torch.empty(0, device=device).device  # "cuda" is "cuda:0"
-        dtype = dtype or self.dtype
-        if (device, dtype) == (self.device, self.dtype):
-            return self
-        return replace(
-            self,
-            store=self.store.copy(self.runs, device=device, dtype=dtype),
-            views=self.packed(0),
-            camera_to_world=self.camera_to_world.to(device),
-            intrinsics=self.intrinsics.to(device),
-            frame=self.frame.to(device),
-        )
-
-    def packed(self, start: int) -> tuple[StoredView, ...]:
-        """The views as they lie once their runs are copied one after another to a position."""
-        starts = {}
-        for view in sorted(self.views, key=lambda view: view.start):
-            starts[view.id] = start
-            start += view.tokens
+    def _packed(self) -> tuple[StoredView, ...]:
+        """The views as they lie once their runs are copied one after another."""
+        stored = sorted(self.views, key=lambda view: view.start)
+        starts = dict(zip((view.id for view in stored), accumulate((view.tokens for view in stored), initial=0)))
         return tuple(replace(view, start=starts[view.id]) for view in self.views)
 
-    def _check_belongs(self, other: SceneMemory) -> None:
-        if other.weights is not self.weights:
-            raise ValueError(
-                "SceneMemory.append: the views were encoded by other weights (another network, or this one before "
-                "its weights changed); encode all of them again"
-            )
-        if other.num_scenes != self.num_scenes:
-            raise ValueError(f"SceneMemory.append: found {other.num_scenes} scenes, expected {self.num_scenes}")
-        mine, theirs = self.frame, other.frame
-        if mine is not theirs and not all(
-            torch.equal(getattr(mine, name), getattr(theirs, name).to(mine.centre.device))
-            for name in ("axes", "centre", "scale")
-        ):
-            raise ValueError(
-                "SceneMemory.append: the views were encoded in another canonical frame; "
-                "encode them with frame=memory.frame"
-            )
+    # Files
+
+    def save(self, path: Path) -> None:
+        """Writes the memory, its views alone, as safetensors: whole or not at all, never half a file.
+
+        Raises:
+            ValueError: where the weights that made it are gone or have changed since.
+            OSError: where the file cannot be written.
+        """
+        tensors = {"camera_to_world": self.camera_to_world, "intrinsics": self.intrinsics}
+        tensors |= {f"frame.{name}": getattr(self.frame, name) for name in _FRAME}
+        for layer in range(self.num_layers):
+            parts = zip(self.store.PARTS, self.read(layer))
+            tensors |= {f"{name}.{layer}": part.transpose(1, 2) for name, part in parts}
+        network = self.weights.network()
+        if network is None or network.weights_token() is not self.weights:
+            raise ValueError(f"{path}: the network's weights are no longer those that encoded the memory")
+        metadata = {
+            "format": FORMAT,
+            "network": network.architecture,
+            "fingerprint": network.fingerprint(),
+            "views": json.dumps([(view.id, view.start, view.tokens) for view in self._packed()]),
+            "next_id": str(self.next_id),
+        }
+        write_safetensors(path, tensors, metadata)
+
+
+def load_memory(path: Path, network: Encoder) -> SceneMemory:
+    """Reads what ``SceneMemory.save`` wrote, onto the network's device and in the precision of its memories.
+
+    Args:
+        network: with the weights that encoded the memory.
+
+    Raises:
+        MemoryFileError: for what is no memory, is damaged or cut short, or was encoded by another network.
+        NotEnoughMemoryError: with the bytes needed and available.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            _check_origin(path, file.metadata() or {}, network)
+            return _read(file, network)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise MemoryFileError(f"{path} is not a scene memory, or is damaged: {error}") from error
+
+
+def _check_origin(path: Path, metadata: Mapping[str, str], network: Encoder) -> None:
+    if metadata.get("format") != FORMAT:
+        raise MemoryFileError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata["network"] != network.architecture:
+        raise MemoryFileError(
+            f"{path}: encoded by another architecture, {metadata['network']}; this network is {network.architecture}"
+        )
+    expected = network.fingerprint()
+    if metadata["fingerprint"] != expected:
+        raise MemoryFileError(
+            f"{path}: encoded by other weights (fingerprint {metadata['fingerprint']}, this network's is {expected}); "
+            "encode the views again"
+        )
+
+
+def _read(file, network: Encoder) -> SceneMemory:
+    metadata, frame = file.metadata(), (file.get_tensor(f"frame.{name}") for name in _FRAME)
+    views = tuple(StoredView(*view) for view in json.loads(metadata["views"]))
+    poses, intrinsics = file.get_tensor("camera_to_world"), file.get_tensor("intrinsics")
+    scenes, tokens = len(poses), sum(view.tokens for view in views)
+    store = network.new_store(scenes, tokens)
+    start = store.take(tokens)
+    for layer in range(store.num_layers):
+        parts = tuple(file.get_tensor(f"{part}.{layer}").transpose(1, 2) for part in store.PARTS)
+        if any(part.transpose(1, 2).shape != store.shape for part in parts):
+            raise TypeError(f"found {tuple(parts[0].shape)} in layer {layer} for {len(views)} views, {tokens} tokens")
+        store.write(start, layer, parts)
+    # Copies: what safetensors returns is mapped from the file, which may be gone before the memory is.
+    poses, intrinsics, *frame = (x.to(store.device, copy=True) for x in (poses, intrinsics, *frame))
+    token, next_id = network.weights_token(), int(metadata["next_id"])
+    memory = SceneMemory(store, views, poses, intrinsics, CanonicalFrame(*frame), token, next_id)
+    if memory._packed() != views or poses.shape != (scenes, len(views), 4, 4) or intrinsics.shape != poses.shape[:3]:
+        raise TypeError(f"its views {metadata['views']} do not fit its tensors")
+    return memory
 
 
 def check_ids(ids: Sequence[int], num_views: int) -> tuple[int, ...]:

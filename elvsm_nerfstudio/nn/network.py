@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, ClassVar, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
+from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
-from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
+from elvsm_nerfstudio.nn.memory import SceneMemory, WeightsToken, check_ids
 from elvsm_nerfstudio.nn.token_store import Tokens, TokenStore
 from elvsm_nerfstudio.views import Views
 
@@ -83,8 +83,9 @@ class NetworkConfig:
 class SceneNetwork(nn.Module, ABC):
     """``forward = decode(encode(context), target)``.
 
-    A network says what it keeps of a context view (``_remember``, which must depend on that view alone), what it
-    makes of all views together, if anything (``_complete``), and how it renders from that (``_decode``).
+    A network says what it keeps of context views (``_encode``), what it makes of all views together, if anything
+    (``_complete``), and how it renders from that (``_decode``). What is common to all is here: checks, precision, and
+    the bookkeeping of memories.
 
     Args:
         config: sizes.
@@ -128,8 +129,9 @@ class SceneNetwork(nn.Module, ABC):
         view in order a sequence that begins with the view's own tokens, row by row."""
 
     @abstractmethod
-    def _remember(self, context: Views, frame: CanonicalFrame, keep: Callable[[int, Tokens], None]) -> None:
-        """Hands what is to be kept of context views, tokens view after view, to ``keep``, layer by layer."""
+    def _encode(self, context: Views, frame: CanonicalFrame) -> Iterator[Tokens]:
+        """What is to be kept of context views, layer by layer, tokens view after view. What is kept of a view must
+        depend on that view alone. Goes on under the caller's autocast."""
 
     def _complete(self, memory: SceneMemory) -> SceneMemory:
         """The memory, ready to be decoded from without more work for its context."""
@@ -141,9 +143,7 @@ class SceneNetwork(nn.Module, ABC):
 
     def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """Goes through a block, or whatever shall be one for gradient checkpointing."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is random
-        return block(*inputs)
+        return recomputed(block, *inputs) if self.gradient_checkpointing else block(*inputs)
 
     def _initialise(self, *tensors: Tensor) -> None:
         for tensor in tensors:
@@ -164,9 +164,19 @@ class SceneNetwork(nn.Module, ABC):
         """A hash of architecture and weights: equal where the same views give the same memory. Reads all weights."""
         return fingerprint(self, self.architecture)
 
-    def weights_token(self) -> object:
+    def weights_token(self) -> WeightsToken:
         """The same object for as long as the weights stay as they are; memories carry it."""
         return self._weights.token(self)
+
+    def new_store(self, num_scenes: int, capacity: int) -> TokenStore:
+        """An empty store, on the network's device and in its precision, for so many tokens of each scene.
+
+        Raises:
+            NotEnoughMemoryError: with the bytes needed and available, before any is taken.
+        """
+        num_layers, heads, channels = self.memory_layout
+        weight, shape = self.context_tokenizer.weight, (num_scenes, capacity, heads, channels)
+        return self.store_type.allocate(num_layers, shape, self.autocast_dtype or weight.dtype, weight.device)
 
     def encode(
         self, context: Views, frame: Optional[CanonicalFrame] = None, ids: Optional[Sequence[int]] = None
@@ -183,81 +193,53 @@ class SceneNetwork(nn.Module, ABC):
         Raises:
             NotEnoughMemoryError: with the bytes that the memory needs and those available, before any computation.
         """
-        return self._complete(self._encode(context, frame, ids))
-
-    def _encode(
-        self, context: Views, frame: Optional[CanonicalFrame] = None, ids: Optional[Sequence[int]] = None
-    ) -> SceneMemory:
         self._check_context(context)
-        ids = check_ids(range(context.num_views) if ids is None else ids, context.num_views)
+        ids = None if ids is None else check_ids(ids, context.num_views)
         frame = CanonicalFrame.estimate(context.camera_to_world) if frame is None else frame
-        device, tokens = context.directions.device, self._tokens_per_view(context)
-        with self._autocast(device):
-            if self._needs_gradients(context):
-                layers: list[Tokens] = []
-                self._remember(context, frame, lambda _, kept: layers.append(kept))
-                store = self.store_type.of(layers)
-            else:
-                num_layers, *channels = self.memory_layout
-                shape = (context.num_scenes, context.num_views * tokens, *channels)
-                dtype = self.autocast_dtype or self.context_tokenizer.weight.dtype
-                store = self.store_type.allocate(num_layers, shape, dtype, device)
-                for chunk in self._chunks(context):
-                    start = store.take(chunk.num_views * tokens)
-                    self._remember(chunk, frame, partial(store.write, start))
-        cameras = context.camera_to_world, context.intrinsics
-        return SceneMemory.of(store, ids, (tokens,) * context.num_views, *cameras, frame, self.weights_token())
+        tokens = self._tokens_per_view(context)
+        if self._needs_gradients(context):
+            with self._autocast(context.directions.device):
+                store = self.store_type.of(self._encode(context, frame))
+            memory = SceneMemory.empty(store, frame, self.weights_token()).with_views(0, context, tokens, ids)
+        else:
+            store = self.new_store(context.num_scenes, context.num_views * tokens)
+            memory = self._added(SceneMemory.empty(store, frame, self.weights_token()), context, ids)
+        return self._complete(memory)
 
     def append(self, memory: SceneMemory, views: Views, ids: Optional[Sequence[int]] = None) -> SceneMemory:
-        """Encodes more views in a memory's frame, at the cost of those views; any size of image.
-
-        The same as ``memory.append(network.encode(views, memory.frame), ids)``, without holding all new views twice.
+        """Encodes more views in a memory's frame, at the cost of those views; any size of image. Without gradients.
 
         Args:
+            views: with rgb.
             ids: of the new views; by default they are numbered on from the last.
-        """
-        return self._complete(self._append(memory, views, ids))
 
-    def _append(self, memory: SceneMemory, views: Views, ids: Optional[Sequence[int]] = None) -> SceneMemory:
+        Raises:
+            ValueError: for a memory that other weights made, for ids that are taken, and where gradients are wanted.
+            NotEnoughMemoryError: with the bytes needed and available, before any computation.
+        """
         self._check_memory(memory, views)
         self._check_context(views)
-        ids = None if ids is None else check_ids(ids, views.num_views)
-        if self._needs_gradients(views):
-            return memory.append(self._encode(views, memory.frame), ids)
-        memory = memory.reserve(views.num_views * self._tokens_per_view(views))
-        first = 0
-        for chunk in self._chunks(views):
-            chunk_ids = None if ids is None else ids[first : first + chunk.num_views]
-            memory = memory.append(self._encode(chunk, memory.frame), chunk_ids)
-            first += chunk.num_views
-        return memory
-
-    def rebase(
-        self, memory: SceneMemory, views: Views | Sequence[Views], frame: Optional[CanonicalFrame] = None
-    ) -> SceneMemory:
-        """Encodes a memory's views again in another canonical frame; their ids stay.
-
-        Args:
-            memory: may be of other weights.
-            views: the memory's views in its order, with rgb (a memory keeps no images); of several sizes: in several
-                parts.
-            frame: estimated from the memory's cameras if absent.
-        """
-        parts = [views] if isinstance(views, Views) else list(views)
-        own = memory.camera_to_world
-        cameras = torch.cat([own[:, :0], *(part.camera_to_world.to(own) for part in parts)], dim=1)
-        if cameras.shape != own.shape or not torch.allclose(cameras, own):
+        if self._needs_gradients(views) or memory.store.carries_gradients:
             raise ValueError(
-                f"rebase: found {cameras.shape[1]} views; expected those of the memory, {list(memory.ids)}, in this "
-                "order and with the same cameras"
+                "append: gradients cannot go through a memory that grows; encode all views at once for them, or append "
+                "under torch.no_grad()"
             )
-        frame = CanonicalFrame.estimate(own) if frame is None else frame
-        rebased, first = None, 0
-        for part in parts:
-            ids = memory.ids[first : first + part.num_views]
-            rebased = self._encode(part, frame, ids) if rebased is None else self._append(rebased, part, ids)
-            first += part.num_views
-        return self._complete(replace(rebased, next_id=memory.next_id))
+        ids = None if ids is None else check_ids(ids, views.num_views)
+        memory = memory.reserve(views.num_views * self._tokens_per_view(views))
+        return self._complete(self._added(memory, views, ids))
+
+    def _added(self, memory: SceneMemory, views: Views, ids: Optional[Sequence[int]]) -> SceneMemory:
+        """A memory and more views, encoded in groups into room that its store has."""
+        tokens = self._tokens_per_view(views)
+        start = memory.store.take(views.num_views * tokens)
+        extended = memory.with_views(start, views, tokens, ids)
+        count = max(1, self.chunk_tokens // (views.num_scenes * tokens))
+        with self._autocast(views.directions.device):
+            for first in range(0, views.num_views, count):
+                group = views.select(slice(first, first + count))
+                for layer, kept in enumerate(self._encode(group, memory.frame)):
+                    memory.store.write(start + first * tokens, layer, kept)
+        return extended
 
     def decode(
         self, memory: SceneMemory, target: Views, nearest_views: Optional[int] = None
@@ -268,7 +250,7 @@ class SceneNetwork(nn.Module, ABC):
             memory: encoded by the weights as they are now.
             target: cameras; height and width must be multiples of the patch size.
             nearest_views: each target is rendered from only that many views, those placed best for it (see
-                ``nn.nearest``), so that its cost does not grow with the memory; all if absent.
+                ``geometry.nearest_views``), so that its cost does not grow with the memory; all if absent.
         """
         self._check_memory(memory, target)
         if nearest_views is None or nearest_views >= memory.num_views:
@@ -312,19 +294,19 @@ class SceneNetwork(nn.Module, ABC):
         return self.decode(self.encode(context, frame), target)
 
     def _context_tokens(self, context: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view token d"]:
+        assert context.rgb is not None  # _check_context has seen to it
         return self.context_tokenizer(torch.cat([context.rgb * 2 - 1, self._rays(context, frame)], dim=-1))
 
-    def _chunks(self, views: Views) -> Iterator[Views]:
-        count = max(1, self.chunk_tokens // (views.num_scenes * self._tokens_per_view(views)))
-        for first in range(0, views.num_views, count):
-            yield views.select(slice(first, first + count))
+    def _target_tokens(self, target: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view token d"]:
+        return self.target_tokenizer(self._rays(target, frame))
 
     def _tokens_per_view(self, views: Views) -> int:
         return views.height * views.width // self.config.patch_size**2
 
     def _needs_gradients(self, context: Views) -> bool:
         inputs = (context.rgb, context.camera_to_world, context.directions)
-        return torch.is_grad_enabled() and any(x.requires_grad for x in chain(inputs, self.parameters()))
+        tensors = (x for x in chain(inputs, self.parameters()) if x is not None)
+        return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
     def _check_context(self, views: Views) -> None:
         if views.rgb is None or views.num_views == 0:
@@ -362,26 +344,39 @@ class SceneNetwork(nn.Module, ABC):
         return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=enabled)
 
 
+def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:
+    """The dtype for a transformer's autocast, or None for fp32. 'auto' takes bf16 where the device computes in it."""
+    if precision == "auto":
+        if device.type == "cuda":
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        else:
+            precision = "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
 class WeightsWatch:
-    """Hands out a token that stays the same object for as long as a module's weights do.
+    """Hands out a token that stays the same object for as long as a network's weights do.
 
     It looks at which tensors the parameters are, their dtypes and PyTorch's own count of changes, not at their
     values: 0.1 ms for 200 parameters, nothing to wait for on a GPU. Like autograd it does not see what is written
-    through ``parameter.data``. A copied module gets a token of its own.
+    through ``parameter.data``. A copied network gets a token of its own.
     """
 
     def __init__(self) -> None:
-        self._seen: tuple[list[tuple], object] = ([], object())
+        self._seen: tuple[list[tuple], Optional[WeightsToken]] = ([], None)
 
-    def token(self, module: nn.Module) -> object:
-        found = [(p, p._version, p.dtype) for p in _parameters(module)]
+    def __reduce__(self):
+        return WeightsWatch, ()
+
+    def token(self, network: SceneNetwork) -> WeightsToken:
+        found = [(p, p._version, p.dtype) for p in _parameters(network)]
         seen, token = self._seen
         same = len(found) == len(seen) and all(
             p is q and version == old_version and dtype == old_dtype
             for (p, version, dtype), (q, old_version, old_dtype) in zip(found, seen)
         )
-        if not same:
-            token = object()
+        if token is None or not same:
+            token = WeightsToken(weakref.ref(network))
             self._seen = (found, token)  # one statement: another thread sees both or neither
         return token
 
@@ -404,5 +399,5 @@ def _parameters(module: nn.Module) -> list[nn.Parameter]:
     while modules:
         current = modules.pop()
         parameters += current._parameters.values()
-        modules += current._modules.values()
+        modules += filter(None, current._modules.values())
     return [parameter for parameter in parameters if parameter is not None]

@@ -14,6 +14,8 @@ from elvsm_nerfstudio.nn.device_memory import require_bytes
 
 Tokens = tuple[Float[Tensor, "scene head token channel"], ...]
 """What is remembered of tokens in one layer: a tensor for each of the store's ``PARTS``."""
+KeysValues = tuple[Float[Tensor, "scene head token head_dim"], Float[Tensor, "scene head token head_dim"]]
+"""The ``Tokens`` of a ``KeyValueStore``."""
 Runs = Sequence[tuple[int, int]]
 """Stretches of tokens: (first, number)."""
 
@@ -24,7 +26,7 @@ class TokenStore:
     A token once written never changes, and new ones go where none has been before. So any number of memories may
     read one store and grow in it: none sees what another appended. (Not from two threads at once.)
 
-    A store through which gradients flow is full from the start: nothing is ever written into it.
+    A store through which gradients flow is full from the start: nothing is ever written into it or copied from it.
     """
 
     PARTS: tuple[str, ...] = ("tokens",)
@@ -68,7 +70,8 @@ class TokenStore:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Scenes, capacity in tokens, heads, channels of a head."""
-        return tuple(self.layers[0][0].shape)
+        scenes, capacity, heads, channels = self.layers[0][0].shape
+        return scenes, capacity, heads, channels
 
     @property
     def num_scenes(self) -> int:
@@ -124,45 +127,32 @@ class TokenStore:
         cut = (_cut(buffer, runs) for buffer in self.layers[layer])
         return tuple((torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]).transpose(1, 2) for pieces in cut)
 
-    def append(self, other: TokenStore, runs: Runs) -> int:
-        """Copies tokens of another store behind this one's and returns where they start."""
-        start = self.take(sum(count for _, count in runs))
-        for layer in range(self.num_layers):
-            self.write(start, layer, other.read(layer, runs))
-        return start
-
-    def copy(
-        self,
-        runs: Runs,
-        capacity: int | None = None,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> TokenStore:
-        """Some tokens, one run after another, in a store of their own.
+    def copy(self, runs: Runs, capacity: int) -> TokenStore:
+        """Some tokens, one run after another, in a store of their own with room for more.
 
         Args:
-            capacity: tokens to make room for, the copied ones among them; by default those alone.
+            capacity: tokens to make room for, the copied ones among them.
         """
-        device, dtype = device or self.device, dtype or self.dtype
         if self.carries_gradients:
-            layers = (self.read(layer, runs) for layer in range(self.num_layers))
-            return self.of([part.to(device, dtype) for part in layer] for layer in layers)
+            raise ValueError("TokenStore.copy: gradients flow through the tokens, and would end at the copy")
         scenes, _, heads, channels = self.shape
-        shape = (scenes, capacity or sum(count for _, count in runs), heads, channels)
-        store = self.allocate(self.num_layers, shape, dtype, device)
-        store.append(self, runs)
+        store = self.allocate(self.num_layers, (scenes, capacity, heads, channels), self.dtype, self.device)
+        start = store.take(sum(count for _, count in runs))
+        for layer in range(self.num_layers):
+            store.write(start, layer, self.read(layer, runs))
         return store
-
-    def joined(self, runs: Runs, other: TokenStore, other_runs: Runs) -> TokenStore:
-        """Tokens of this store and then of another, differentiably, in a store of their own."""
-        pairs = ((self.read(layer, runs), other.read(layer, other_runs)) for layer in range(self.num_layers))
-        return self.of([torch.cat(parts, dim=2) for parts in zip(*pair)] for pair in pairs)
 
     def scene(self, index: int) -> TokenStore:
         """One scene of the batch, a view without room of its own."""
         return type(self)(
             ([part[index : index + 1, : self.used] for part in layer] for layer in self.layers), self.used
         )
+
+
+class KeyValueStore(TokenStore):
+    """Cross-attention keys and values of context tokens in every layer."""
+
+    PARTS = ("keys", "values")
 
 
 def _cut(buffer: Float[Tensor, "scene capacity head channel"], runs: Runs) -> list[Tensor]:

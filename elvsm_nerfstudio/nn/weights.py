@@ -17,10 +17,9 @@ from typing import Any, Optional
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from elvsm_nerfstudio.files import whole
+from elvsm_nerfstudio.files import write_safetensors
 from elvsm_nerfstudio.nn.named_weights import weights_path
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.published_weights import LAYOUTS, check_state, from_published, is_published, our_config
@@ -150,22 +149,6 @@ def save_weights(
 def network_metadata(config: NetworkConfig) -> dict[str, str]:
     """What files of weights say of their network: its config as JSON."""
     return {"format": FORMAT, "network": type(config).__name__, "config": json.dumps(asdict(config))}
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors, whole or not at all.
-
-    Raises:
-        OSError: where the file cannot be written; what was there before is as it was.
-    """
-    try:
-        with whole(path, durable=True) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            save_file({name: x.detach().contiguous() for name, x in tensors.items()}, temporary, dict(metadata))
-            temporary.chmod(mode)  # safetensors writes for its user alone; these files are passed on like others
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

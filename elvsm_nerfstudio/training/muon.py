@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from elvsm_nerfstudio.nn.layers import ContextBlock, TargetBlock
-from elvsm_nerfstudio.nn.precision import autocast_dtype
+from elvsm_nerfstudio.nn.network import autocast_dtype
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic, from Jordan et al.: steepest at zero, and then anywhere between about 0.7 and 1.2."""

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pinhole_directions, pluecker_rays
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
-from elvsm_nerfstudio.nn.key_values import KeysValues
-from elvsm_nerfstudio.nn.layers import layer_norm
 from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.nn.token_store import KeysValues
 from elvsm_nerfstudio.views import Views
 
 CALLS = ("encode", "render", "append", "path")
@@ -169,6 +168,6 @@ class Upstream:
             tokens = network.target_tokenizer(target_rays)
             for layer, (context_block, block) in enumerate(zip(network.context_blocks, network.target_blocks)):
                 source = context_block(source)
-                joint = layer_norm(source).unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
-                tokens = block(tokens, *keep(layer, block.cross_attention.keys_values(joint)))
+                joint = source.unflatten(0, (context.num_scenes, -1)).flatten(1, 2)
+                tokens = block(tokens, *keep(layer, block.keys_values(joint)))
             return network.head(tokens, target.height, target.width)

@@ -170,8 +170,8 @@ def plain_rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
 
 
-def plain_gelu_linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(F.gelu(x), weight)
+def nothing_recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return function(*inputs)
 
 
 @dataclass
@@ -199,14 +199,14 @@ def variants(sizes: Sizes, batch: Batch, precision: str, compiled: bool) -> dict
     network.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
     theirs, ours = TheirStep(network, batch), OurStep(network)
     sdpa = F.scaled_dot_product_attention
-    plain = {"rms_norm": plain_rms_norm, "gelu_linear": plain_gelu_linear, "attention": sdpa}
+    plain = {"rms_norm": plain_rms_norm, "recomputed": nothing_recomputed, "attention": sdpa}
     found = {
         "upstream": Variant(theirs),
         "ours": Variant(ours),
         "ours, AdamW not fused": Variant(OurStep(network, fused=False)),
         "ours, rays' directions computed in the step": Variant(rays_in_step(ours)),
         "ours, torch's RMSNorm": Variant(ours, {"rms_norm": plain_rms_norm}),
-        "ours, GELU kept": Variant(ours, {"gelu_linear": plain_gelu_linear}),
+        "ours, GELU kept": Variant(ours, {"recomputed": nothing_recomputed}),
         "ours, torch's attention": Variant(ours, {"attention": sdpa}),
         "ours, none of the last three": Variant(ours, plain),
         "ours, gradient checkpointing": Variant(ours, checkpointing=network),

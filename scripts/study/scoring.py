@@ -18,7 +18,7 @@ from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.evaluation.metrics import lpips, psnr, ssim
 from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
 from elvsm_nerfstudio.evaluation.results import averages
-from elvsm_nerfstudio.nn.precision import autocast_dtype
+from elvsm_nerfstudio.nn.network import autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
 from elvsm_nerfstudio.runs import read_config
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints

@@ -1,14 +1,22 @@
-"""Attention itself, by the kernel that is fastest where it runs."""
+"""Attention and norms, by the kernel that is fastest where it runs, and what the way back computes again.
+
+Results and gradients are those of PyTorch's plain operations to rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+EPS = 1e-5
+"""Of all norms."""
 
 BLOCK = 256
 """Queries that a CPU handles at once in bf16: their scores stay in its cache."""
@@ -55,6 +63,29 @@ def prefix_attention(
     return torch.cat([found[index] for index in range(len(parts))], dim=2)
 
 
+def layer_norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """LayerNorm over channels without gain and bias."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def rms_norm(x: Float[Tensor, "*batch d"], gain: Float[Tensor, " d"], eps: float = EPS) -> Float[Tensor, "*batch d"]:
+    """``x / sqrt(mean(x^2) + eps) * gain`` over channels, in x's precision and computed in fp32 at least.
+
+    PyTorch's own is one kernel on a GPU; on a CPU it is a chain of operations whose results autograd keeps.
+    """
+    if x.device.type == "cpu":
+        return _RMSNorm.apply(x, gain, eps)
+    with torch.autocast(x.device.type, enabled=False):  # under which the result would be in fp32, and be kept so
+        return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
+
+
+def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """``function(*inputs)``, of which only the inputs are kept for the gradients, and the rest is computed again."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+
+
 class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -80,3 +111,26 @@ class _InBlocks(torch.autograd.Function):
             of_keys += of_scores.mT @ block
         gradients = torch.cat(of_queries, dim=1), (of_keys * scale).to(keys.dtype), of_values.to(values.dtype)
         return tuple(x.unflatten(0, heads) for x in gradients)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        exact = _exact(x)
+        length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, scale)
+        return (exact * scale).mul_(gain).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, gain, scale = ctx.saved_tensors
+        normed, gradient = _exact(x) * scale, _exact(gradient)
+        of_gain = (gradient * normed).flatten(0, -2)
+        along = (of_gain @ gain.to(scale.dtype)).div_(-x.shape[-1]).view(scale.shape)
+        of_x = (gradient * gain).addcmul_(normed, along).mul_(scale)
+        return of_x.to(x.dtype), of_gain.sum(0).to(gain.dtype), None
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format)
