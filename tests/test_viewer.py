@@ -16,9 +16,9 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
 
 from elvsm_nerfstudio import model as model_module
-from elvsm_nerfstudio.viewer import panel as viewer_module
 from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from elvsm_nerfstudio.viewer import panel as viewer_module
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.frustums import UNUSED, USED
 from elvsm_nerfstudio.views import ViewSet
