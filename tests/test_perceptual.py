@@ -216,8 +216,7 @@ def test_none_needs_no_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "backbone, command",
     [
-        ("vgg19", r"curl --fail --location --create-dirs --output \S*/hub/checkpoints/imagenet-vgg-verydeep-19\.mat "
-                  r"https://www\.vlfeat\.org/matconvnet/models/imagenet-vgg-verydeep-19\.mat\n"),
+        ("vgg19", r"elvsm fetch vgg19\n"),
         ("vgg16", r"elvsm fetch lpips\n"),
         ("lpips", r"elvsm fetch lpips\n"),
     ],
@@ -312,7 +311,7 @@ def test_training_stops_at_its_start_where_weights_are_missing_and_rendering_doe
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     options = dict(method="efficient_lvsm", view_sampler="random")
-    with pytest.raises(FileNotFoundError, match="curl .*verydeep-19.mat"):
+    with pytest.raises(FileNotFoundError, match="elvsm fetch vgg19"):
         tiny_pipeline(collection, test_mode="val", **options)
     pipeline = tiny_pipeline(collection, test_mode="test", **options)
     assert pipeline.get_average_eval_image_metrics()["num_scenes"] == 2

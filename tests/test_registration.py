@@ -43,10 +43,10 @@ ALLOWED = {
     "trainer": "files nn training pipeline",
     "method_configs": "nn training data model pipeline trainer splatting unavailable",
     "runs": "files nn training data evaluation method_configs",
-    "downloads": "files nn evaluation",
+    "downloads": "files nn training evaluation",
     "synthetic": "files downloads",
     "compare": "files views geometry nn cameras data evaluation model method_configs runs",
-    "cli": "files views geometry nn evaluation poses compare synthetic downloads viewer runs",
+    "cli": "files views geometry nn training evaluation poses compare synthetic downloads viewer runs",
 }
 TORCH_ONLY = ("views", "geometry", "nn")
 

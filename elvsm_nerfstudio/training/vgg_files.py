@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -26,28 +25,19 @@ class VggFile:
     """A file that is looked for in torch.hub's folder of checkpoints."""
 
     name: str
-    url: Optional[str] = None
-    """Where it comes from; by `elvsm fetch lpips` if absent."""
+    fetch: str
+    """The command that puts it there."""
 
     @property
     def path(self) -> Path:
         return Path(torch.hub.get_dir()) / "checkpoints" / self.name
 
-    @property
-    def fetch(self) -> str:
-        """The command that puts it there."""
-        if self.url is None:
-            return "elvsm fetch lpips"
-        return f"curl --fail --location --create-dirs --output {shlex.quote(str(self.path))} {self.url}"
-
 
 FILES = {
     # MatConvNet's conversion of the weights of Simonyan & Zisserman, 576 MB; LVSM and Efficient-LVSM name it.
-    "vgg19": VggFile(
-        "imagenet-vgg-verydeep-19.mat", "https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat"
-    ),
+    "vgg19": VggFile("imagenet-vgg-verydeep-19.mat", "elvsm fetch vgg19"),
     # torchvision's own training of VGG-16, which LPIPS is built on.
-    "vgg16": VggFile("vgg16-397923af.pth"),
+    "vgg16": VggFile("vgg16-397923af.pth", "elvsm fetch lpips"),
 }
 
 
