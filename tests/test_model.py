@@ -220,9 +220,8 @@ def test_a_few_photos_can_be_looked_at_but_not_scored(tmp_path, num_frames, num_
         assert pipeline.get_average_eval_image_metrics()["num_images"] == 1
         return
     message = "no frame held out as target: .*--eval-mode interval.*elvsm run --from-run CONFIG --train-split-fraction"
-    if num_frames < 4:
-        message = f"few has {num_frames} frames for context.*expected at least 5.* it also has {message}"
-    with pytest.raises(DataError, match=message):
+    context = f"few has {num_frames} frames for context.*expected at least 5.* it also has " if num_frames < 4 else ""
+    with pytest.raises(DataError, match=context + message):
         pipeline.get_average_eval_image_metrics()
     with pytest.raises(DataError, match=message):
         tiny_pipeline(data, "val")
