@@ -25,6 +25,7 @@ from elvsm_nerfstudio.data.images import DataError, ImageSpec, decode_image, is_
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.geometry import CanonicalFrame, opengl_to_opencv, view_distance
+from elvsm_nerfstudio.poses.photos import copy_photos
 
 IMAGES = ImageSpec((16, 16))
 
@@ -392,6 +393,12 @@ def test_sixteen_bit_grey_keeps_its_brightness(tmp_path, suffix):
     assert pixel(tmp_path / f"a.{suffix}") == [77] * 3
 
 
+def test_photos_of_sixteen_bits_keep_their_brightness_for_structure_from_motion(tmp_path):
+    Image.fromarray(np.full((4, 6), 77 * 257, np.uint16)).save(tmp_path / "a.png")
+    (photo,) = copy_photos([tmp_path / "a.png"], tmp_path / "copy", lambda: None)
+    assert pixel(tmp_path / "copy" / photo.name) == [77] * 3
+
+
 @pytest.mark.parametrize("dtype, kind", [(np.int32, "integer"), (np.float32, "float")])
 def test_images_without_a_white_are_refused(tmp_path, dtype, kind):
     Image.fromarray(np.full((4, 6), 1, dtype)).save(tmp_path / "a.tif")
@@ -432,7 +439,7 @@ def test_images_are_turned_where_only_that_fits_the_camera(tmp_path, said):
 
 def test_sizes_are_compared_before_pixels_are_decoded(tmp_path, monkeypatch):
     Image.new("RGB", (400, 400)).save(tmp_path / "a.png")
-    monkeypatch.setattr(images_module, "_eight_bits", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(images_module, "eight_bits", lambda *_: pytest.fail("decoded"))
     with pytest.raises(DataError, match="a.png is 400x400, but its camera says 6x4"):
         pixel(tmp_path / "a.png")
 

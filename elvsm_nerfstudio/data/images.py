@@ -96,7 +96,7 @@ def decode_image(
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
         # From the header: a file may be small and its pixels too many.
         turn = _turn(path, (opened.height, opened.width), size, orientation)
-        image = _eight_bits(path, opened)
+        image = eight_bits(path, opened)
     image = image if turn is None else image.transpose(turn)
     if mask is not None:
         image.putalpha(_masked_alpha(image, mask, camera_size))
@@ -177,7 +177,7 @@ def _turn(
     turn = _TURNS.get(orientation)
     upright = stored if turn is None else stored[::-1]
     if _fits(stored, expected):
-        if orientation != 1 and _fits(upright, expected):
+        if 2 <= orientation <= 8 and _fits(upright, expected):
             say_once(
                 "EXIF orientation",
                 f"Image {path} has EXIF orientation {orientation}, and its size does not tell whether its camera has "
@@ -194,8 +194,12 @@ def _turn(
     )
 
 
-def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
-    """In RGB, or in RGBA where the file has transparency."""
+def eight_bits(path: Path, image: Image.Image) -> Image.Image:
+    """An open image in RGB, or in RGBA where it has transparency; 16 bits are scaled to 8.
+
+    Raises:
+        DataError: naming the file, of 32 bits or of floats.
+    """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image)
         grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
@@ -216,7 +220,7 @@ def _masked_alpha(image: Image.Image, mask: Path, expected: tuple[int, int]) -> 
     """The alpha channel of an image, transparent where a mask is black too."""
     with open_image(mask) as opened:
         size = opened.height, opened.width
-        kept = _eight_bits(mask, opened).convert("L").point(lambda value: 255 if value else 0)
+        kept = eight_bits(mask, opened).convert("L").point(lambda value: 255 if value else 0)
     if not _fits(size, expected) and not _fits(size, (image.height, image.width)):
         raise DataError(
             f"mask {mask} is {size[1]}x{size[0]}, but its camera says {expected[1]}x{expected[0]} (width x height)"
@@ -251,7 +255,7 @@ def is_cut_out(path: Path, encoded: Optional[bytes] = None, mask: Optional[Path]
         DataError: naming a file that cannot be read.
     """
     with open_image(path, encoded) as opened:
-        image = _eight_bits(path, opened)
+        image = eight_bits(path, opened)
     if mask is not None:
         image.putalpha(_masked_alpha(image, mask, (image.height, image.width)))
     if image.mode != "RGBA":

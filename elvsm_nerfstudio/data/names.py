@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from elvsm_nerfstudio.data.images import DataError
@@ -40,3 +40,9 @@ def check_file(name: str, where: str) -> str:
     if _CONTROL.search(name):
         raise DataError(f"{where}: the name {name!r} has control characters in it; rename it")
     return name
+
+
+def natural_order(file: Path) -> tuple[list[str | int], str]:
+    """Sort key of file names, by which 2 comes before 10."""
+    parts = re.split("([0-9]+)", str(file))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from elvsm_nerfstudio.data.images import (
     is_cut_out,
     reductions,
 )
-from elvsm_nerfstudio.data.names import check_file, check_name
+from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
 from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
@@ -527,12 +526,6 @@ def _lists_splits(path: Path) -> bool:
     file = path / "transforms.json" if path.is_dir() else path
     listed = file.suffix == ".json" and file.is_file() and b'_filenames"' in file.read_bytes()
     return listed or any((path / f"{split}_list.txt").exists() for split in SPLITS)
-
-
-def natural_order(file: Path) -> tuple[list[str | int], str]:
-    """Sort key of file names, by which 2 comes before 10."""
-    parts = re.split("([0-9]+)", str(file))
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(file)
 
 
 def _by_name(parts: Sequence[DataparserOutputs]) -> DataparserOutputs:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.images import DataError, eight_bits
+from elvsm_nerfstudio.data.names import natural_order
 from elvsm_nerfstudio.files import whole
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -37,12 +38,13 @@ def is_video(source: Path) -> bool:
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """The photos of a folder, by name; those of its subfolders are not among them.
+    """The photos of a folder, by name (2 before 10); those of its subfolders are not among them.
 
     Raises:
         DataError: where there are none, saying what there is instead.
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    files = sorted(files, key=natural_order)
     photos = [file for file in files if _is_photo(file)]
     if photos:
         return photos
@@ -104,7 +106,7 @@ def _copy(file: Path, folder: Path) -> Photo:
                         partial.write_bytes(file.read_bytes())
                     else:
                         turned = ImageOps.exif_transpose(image)
-                        turned = turned if turned.mode in COPIED_MODES else turned.convert("RGB")
+                        turned = turned if turned.mode in COPIED_MODES else eight_bits(file, turned)
                         options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
                         turned.save(partial, exif=turned.getexif().tobytes(), **options)
                     os.utime(partial, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
