@@ -33,6 +33,7 @@ ALLOWED = {
     "cameras": "views geometry",
     "data": "files views geometry cameras unavailable",
     "training": "files views geometry nn",
+    "captures": "views geometry cameras data",
     "evaluation": "files views geometry data",
     "poses": "files data evaluation",
     "model": "files views geometry nn cameras training evaluation",

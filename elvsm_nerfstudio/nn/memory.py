@@ -262,7 +262,7 @@ class SceneMemory:
 
     # Files
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Writes the memory, its views alone, as safetensors: whole or not at all, never half a file.
 
         Raises:
@@ -284,10 +284,10 @@ class SceneMemory:
             "views": json.dumps([(view.id, view.start, view.tokens) for view in self._packed()]),
             "next_id": str(self.next_id),
         }
-        write_safetensors(path, tensors, metadata)
+        write_safetensors(Path(path), tensors, metadata)
 
 
-def load_memory(path: Path, network: Encoder) -> SceneMemory:
+def load_memory(path: Path | str, network: Encoder) -> SceneMemory:
     """Reads what ``SceneMemory.save`` wrote, onto the network's device and in the precision of its memories.
 
     Args:
@@ -305,7 +305,7 @@ def load_memory(path: Path, network: Encoder) -> SceneMemory:
         raise MemoryFileError(f"{path} is not a scene memory, or is damaged: {error}") from error
 
 
-def _check_origin(path: Path, metadata: Mapping[str, str], network: Encoder) -> None:
+def _check_origin(path: Path | str, metadata: Mapping[str, str], network: Encoder) -> None:
     if metadata.get("format") != FORMAT:
         raise MemoryFileError(f"{path}: found format {metadata.get('format')!r}, expected {FORMAT!r}")
     if metadata["network"] != network.architecture:
