@@ -11,6 +11,7 @@ import torch
 import tyro
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
 from torch import Tensor
@@ -87,6 +88,10 @@ class EfficientLVSMModelConfig(ModelConfig):
         self.__dict__.update({**type(self)().__dict__, **state})
 
 
+FAR = 1000.0
+"""The depth that is given where one is asked for: there is nothing in front of it."""
+
+
 class RenderOutputs(dict[str, Tensor]):
     """Outputs of a render: ``rgb`` alone.
 
@@ -96,7 +101,7 @@ class RenderOutputs(dict[str, Tensor]):
 
     def __missing__(self, key: str) -> Tensor:
         if key == "depth":
-            return torch.full_like(self["rgb"][..., :1], 1000.0)
+            return torch.full_like(self["rgb"][..., :1], FAR)
         if key == "accumulation":
             return torch.ones_like(self["rgb"][..., :1])
         raise KeyError(key)
@@ -262,7 +267,12 @@ class EfficientLVSMModel(Model):
     # Training
 
     def get_outputs(self, ray_bundle: ViewSet) -> dict[str, Tensor]:
-        """Renders the targets of a batch of view sets: ``rgb`` [scene, view, height, width, 3]."""
+        """Renders the targets of a batch of view sets: ``rgb`` [scene, view, height, width, 3].
+
+        Single rays get a far ``depth``: with --render-nearest-camera ns-render asks what stands between two cameras.
+        """
+        if isinstance(ray_bundle, RayBundle):
+            return {"depth": torch.full_like(ray_bundle.origins[..., :1], FAR)}
         views = ray_bundle
         if not self.training:
             return {"rgb": self.rendering_network(views.context, views.target, self.frame_of(views))}

@@ -26,6 +26,7 @@ from elvsm_nerfstudio.evaluation.report import sheet, write_json
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.published_weights import check_state
+from elvsm_nerfstudio.programs import running_program, subcommand
 from elvsm_nerfstudio.training.repa import PROJECTORS
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.panel import FOLDER, ContextControls
@@ -77,6 +78,12 @@ class EfficientLVSMPipeline(VanillaPipeline):
             )
         if test_mode != "val":
             config = replace(config, model=config.model.without_training())
+        if running_program() == "ns-export" and subcommand() != "cameras":
+            raise ValueError(
+                f"ns-export {subcommand()}: this method renders images and knows neither depths nor densities; it has "
+                "nothing to export but cameras. For points or a mesh train a method with geometry on the same data, "
+                "e.g. ns-train splatfacto-sparse"
+            )
         # An unknown name is an error now and not after the training.
         self._protocol = None if config.protocol is None else find_protocol(config.protocol)
         # nerfstudio's own DDP looks for unused parameters in every step, and keeps gradients twice.
@@ -84,6 +91,12 @@ class EfficientLVSMPipeline(VanillaPipeline):
         self.world_size = self.datamanager.world_size = world_size
         if world_size > 1:
             self._model = self._distributed()
+        number = len(self.datamanager.eval_dataset)
+        if (running_program(), subcommand(), number) == ("ns-render", "interpolate", 1) and "train" not in sys.argv:
+            raise ValueError(
+                f"ns-render interpolate goes from one held-out photo to the next, and scene "
+                f"{self.datamanager.shown.name} has one. Give --pose-source train: from one context view to the next"
+            )
         if test_mode != "val":
             # ns-render makes data managers of other splits from this config, for the cameras of the scene shown here.
             self.datamanager.config.scene = self.datamanager.shown.name
@@ -255,8 +268,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
 def _ns_eval_output() -> Optional[Path]:
     """Where the running ns-eval will write its JSON, which it does not tell the pipeline; None in other programs."""
-    module = getattr(sys.modules["__main__"].__spec__, "name", None)  # of python -m
-    if Path(sys.argv[0]).stem != "ns-eval" and module != "nerfstudio.scripts.eval":
+    if running_program() != "ns-eval":
         return None
     import tyro
     from nerfstudio.scripts.eval import ComputePSNR

@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 import torch
 import yaml
@@ -24,6 +24,7 @@ from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
+from elvsm_nerfstudio.programs import config_being_read
 from elvsm_nerfstudio.training.checkpoints import (
     CheckpointError,
     check_checkpoint,
@@ -54,6 +55,8 @@ class EfficientLVSMTrainerConfig(TrainerConfig):
     gradient_accumulation_steps: dict[str, int] = field(default_factory=dict)
     """Iterations over whose batches a step's gradient is the mean, for every group of parameters the same: 'network 4'
     trains as if batches were four times as large. Warm-up and decay count steps, everything else iterations."""
+
+    _read_from: ClassVar[Optional[Path]] = None
 
     def save_config(self) -> None:
         """Writes the run's config.yml: the first thing that ns-train does, so what cannot end well stops here.
@@ -88,15 +91,26 @@ class EfficientLVSMTrainerConfig(TrainerConfig):
         with whole(folder / "config.yml") as partial:
             partial.write_text(content, "utf8")
 
+    def get_base_dir(self) -> Path:
+        """The run's folder; of a run that is read, the one that its config.yml lies in, wherever it was trained."""
+        return self._read_from or super().get_base_dir()
+
     def get_checkpoint_dir(self) -> Path:
         """Folder of the run's checkpoints.
 
-        ns-eval, ns-render and ns-viewer ask for it just before they load the latest one, and tell nobody else that they
-        do; so it is looked at here. A run that is being resumed looks at what it loads by itself.
+        ns-eval, ns-render and ns-viewer ask for it just before they make the pipeline and load the latest one, and tell
+        nobody else that they do; so both are looked for here. A run that is being resumed looks at what it loads by
+        itself.
 
         Raises:
             CheckpointError: naming the damaged checkpoint, and the one before.
+            DataError: where the data are gone.
         """
+        config = config_being_read()
+        if config is not None:
+            if (config.parent / self.relative_model_dir).is_dir():
+                self._read_from = config.parent
+            self.pipeline.datamanager.find_data(config)
         folder = super().get_checkpoint_dir()
         if self.load_dir is None and self.load_checkpoint is None and list_checkpoints(folder):
             check_checkpoint(find_checkpoint(folder, self.load_step))

@@ -3,12 +3,16 @@
 import numpy as np
 import torch
 
+from elvsm_nerfstudio.programs import read_paths_of_other_systems, report_errors_plainly
 from elvsm_nerfstudio.unavailable import Unavailable
 
 # nerfstudio's schedulers leave numpy's float64 in checkpoints, and nerfstudio reads those in a way in which torch from
 # version 2.6 on, which this package asks for, refuses it: without this line, runs of nerfacto and others trained beside
 # it could be neither evaluated nor resumed. It is here because every one of nerfstudio's programs imports this module.
 torch.serialization.add_safe_globals([np.float64(0).__reduce__()[0], np.dtype, type(np.dtype(np.float64))])
+
+report_errors_plainly()
+read_paths_of_other_systems()
 
 try:
     from elvsm_nerfstudio.method_configs.efficient_lvsm import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from torch.nn import Parameter
 
+from elvsm_nerfstudio.data.chunks import is_chunk_folder
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
 from elvsm_nerfstudio.data.notices import say, say_once
@@ -110,6 +112,17 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     patch_size: Annotated[int, tyro.conf.Suppress] = 1
     pixel_sampler: Annotated[Any, tyro.conf.Suppress] = None
 
+    def find_data(self, config: Path) -> None:
+        """Finds a run's data also from another working directory, by the folders that its config.yml lies in.
+
+        Raises:
+            DataError: where they are gone.
+        """
+        for name, option in {"data": "--data DATA", "evaluation_index": "--evaluation-index FILE"}.items():
+            path = getattr(self, name)
+            if path is not None and str(path) != ".":
+                setattr(self, name, _found(Path(path), config, option))
+
     @property
     def images(self) -> ImageSpec:
         """How training and rendering read images."""
@@ -150,6 +163,16 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
             "nearest": NearestViewSampler,
         }
         return samplers[self.view_sampler](*targets)
+
+
+def _found(path: Path, config: Path, option: str) -> Path:
+    for place in (path, *(folder / path for folder in config.resolve().parents)):
+        if place.exists() or is_chunk_folder(place.parent):
+            return place
+    raise DataError(
+        f"{config} needs {path}, which is neither there nor in a folder above the run. If it was moved: elvsm run "
+        f"--from-run {shlex.quote(str(config))} {option}"
+    )
 
 
 class ViewDataset(InputDataset):

@@ -22,7 +22,7 @@ PARTIAL = "step-0.partial"
 '.' of every name in the folder for a step, and loads the largest: 0 never is."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint cannot be written, found or read; the message says what to do."""
 
 

@@ -1,0 +1,105 @@
+"""nerfstudio's programs on runs of this package: moved ones, and what they cannot do."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_scene
+from nerfstudio.scripts import render
+from nerfstudio.utils.eval_utils import eval_setup
+from tiny_training import no_writers_are_left, tiny_trainer  # noqa: F401
+
+from elvsm_nerfstudio.data.images import DataError
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project with a capture in data/spheres and a run of one iteration, started there; read only."""
+    folder = tmp_path_factory.mktemp("project")
+    write_scene(folder / "data" / "spheres", num_frames=12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trainer = tiny_trainer(Path("outputs"), Path("data/spheres"), max_num_iterations=1)
+        trainer.config.save_config()
+        trainer.train_iteration(0)
+        trainer.save_checkpoint(0)
+    return folder
+
+
+RUN = Path("outputs/a/efficient-lvsm-tiny/run")
+
+
+@pytest.fixture
+def run(project, tmp_path) -> Path:
+    """A copy of the project that is somewhere else, its run renamed; the working directory is another one."""
+    shutil.copytree(project / "data", tmp_path / "moved" / "data")
+    folder = tmp_path / "moved" / "runs" / "renamed"
+    shutil.copytree(project / RUN, folder)
+    return folder
+
+
+def test_a_moved_run_is_read_from_another_working_directory(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, pipeline, checkpoint, step = eval_setup(run / "config.yml")
+    assert (checkpoint, step) == (run / "nerfstudio_models" / "step-000000000.ckpt", 0)
+    assert config.get_base_dir() == run
+    assert pipeline.datamanager.config.data == tmp_path / "moved" / "data" / "spheres"
+
+
+def test_data_that_are_gone_are_named_with_the_way_out(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "moved" / "data")
+    with pytest.raises(DataError, match=r"needs data/spheres, which.* elvsm run --from-run .*/config.yml --data DATA"):
+        eval_setup(run / "config.yml")
+
+
+def test_a_config_written_on_windows_is_read(run):
+    config = run / "config.yml"
+    text = config.read_text()
+    assert text.count("pathlib.PosixPath") >= 3
+    config.write_text(text.replace("pathlib.PosixPath", "pathlib.WindowsPath"))
+    _, pipeline, _, _ = eval_setup(config)
+    assert pipeline.datamanager.shown.name == "spheres"
+
+
+def called_as(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [*arguments])
+
+
+@pytest.mark.parametrize("what", ["pointcloud", "tsdf", "poisson"])
+def test_there_is_no_geometry_to_export(run, monkeypatch, what):
+    called_as(monkeypatch, "bin/ns-export", what, "--load-config", "x")
+    with pytest.raises(ValueError, match=f"ns-export {what}: this method renders images and knows neither depths"):
+        eval_setup(run / "config.yml")
+
+
+def test_the_nearest_camera_is_shown_beside_a_render(run, tmp_path, monkeypatch):
+    called_as(monkeypatch, "ns-render", "interpolate")
+    command = render.RenderInterpolated(
+        load_config=run / "config.yml",
+        output_path=tmp_path / "path.mp4",
+        interpolation_steps=1,
+        output_format="images",
+        image_format="png",
+        render_nearest_camera=True,
+    )
+    monkeypatch.setattr("nerfstudio.utils.install_checks.check_ffmpeg_installed", lambda: None)
+    command.main()
+    written = sorted((tmp_path / "path").iterdir())
+    assert len(written) == 1
+    import mediapy
+
+    frame = torch.from_numpy(mediapy.read_image(written[0]))
+    assert frame.shape == (16, 32, 3) and frame[:, 16:].float().std() > 1
+
+
+def test_a_path_needs_two_photos(run, tmp_path, monkeypatch):
+    called_as(monkeypatch, "ns-render", "interpolate", "--load-config", "x")
+    config = run / "config.yml"
+    one = config.read_text().replace("eval_num_target_views: null", "eval_num_target_views: 1")
+    assert one != config.read_text()
+    config.write_text(one)
+    with pytest.raises(ValueError, match="scene spheres has one. Give --pose-source train"):
+        eval_setup(config)
