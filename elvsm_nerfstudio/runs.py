@@ -120,7 +120,9 @@ def _take(options: RunOptions, config: TrainerConfig) -> None:
             data = options.dataparser.data
     if options.weights is not None and data is None:
         raise ValueError("--weights needs --data: what the weights are to be used on")
-    if data is not None:
+    if data is None:
+        datamanager.find_data(options.from_run)
+    else:
         datamanager.data, datamanager.evaluation_index, datamanager.scene = data, None, None
         datamanager.context_frames = None
     datamanager.data = config.data = Path(datamanager.data).resolve()

@@ -26,6 +26,7 @@ HEAVY = (
 ALLOWED = {
     # room: rooms of the package that it may import
     "files": "",
+    "programs": "",
     "unavailable": "",
     "views": "",
     "geometry": "",
@@ -40,9 +41,9 @@ ALLOWED = {
     "evaluation.evaluator": "files views nn data evaluation model",
     "viewer": "files views geometry nn training cameras data evaluation model",
     "splatting": "files views geometry cameras data evaluation",
-    "pipeline": "files views geometry nn training data model evaluation evaluation.evaluator viewer",
-    "trainer": "files nn training pipeline",
-    "method_configs": "nn training data model pipeline trainer splatting unavailable",
+    "pipeline": "files programs views geometry nn training data model evaluation evaluation.evaluator viewer",
+    "trainer": "files programs nn training pipeline",
+    "method_configs": "programs nn training data model pipeline trainer splatting unavailable",
     "runs": "files nn training data evaluation method_configs",
     "downloads": "files nn training evaluation",
     "synthetic": "files downloads",

@@ -39,6 +39,7 @@ def main(args: list[str]) -> None:
     """Command line."""
     options = parse(OrbitOptions, "orbit", __doc__, args)
     config = read_config(options.load_config, "--load-config")
+    config.pipeline.datamanager.find_data(options.load_config)
     cameras = config.pipeline.datamanager.setup(test_mode="inference").train_dataset.cameras
     height, width = options.size or (int(cameras.height[0]), int(cameras.width[0]))
     fov = 2 * math.degrees(math.atan(float(cameras.height[0]) / (2 * float(cameras.fy[0]))))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import numpy as np
 import torch
 import tyro
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.datamanagers.base_datamanager import (
@@ -22,6 +23,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
+from torch import Tensor
 from torch.nn import Parameter
 
 from elvsm_nerfstudio.data.chunks import is_chunk_folder
@@ -175,13 +177,51 @@ def _found(path: Path, config: Path, option: str) -> Path:
     )
 
 
+class PathCameras(Cameras):
+    """Cameras between which ns-render interpolate makes a path, of frames as large as theirs.
+
+    A path's frames get no size; nerfstudio makes them twice as large as the principal point of these matrices says: of
+    64x64 photos 68x66, or an odd number, of which videos are made that players refuse.
+    """
+
+    def get_intrinsics_matrices(self) -> Float[Tensor, "*camera 3 3"]:
+        matrices = super().get_intrinsics_matrices()
+        matrices[..., :2, 2] = torch.cat([self.width, self.height], dim=-1) / 2
+        return matrices
+
+
+def _for_paths(cameras: Cameras) -> PathCameras:
+    c = cameras
+    return PathCameras(
+        c.camera_to_worlds, c.fx, c.fy, c.cx, c.cy, c.width, c.height, c.distortion_params, c.camera_type
+    )
+
+
+class PathLoader(FixedIndicesEvalDataloader):
+    """As nerfstudio's, but for the single camera around which ns-render spiral makes a path: see ``PathCameras``."""
+
+    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, dict[str, Any]]:
+        camera, batch = super().get_camera(image_idx)
+        camera.cx, camera.cy = camera.width / 2, camera.height / 2
+        return camera, batch
+
+
+class LonePath(type(Path())):
+    """Of the only image of a data set: ns-render dataset calls images after their paths in the folder that they share,
+    and takes the one image for that folder."""
+
+    def relative_to(self, *other) -> Path:
+        return Path(self.name) if other == (Path(self),) else super().relative_to(*other)
+
+
 class ViewDataset(InputDataset):
     """Some frames of a scene, resized, cropped and composited as the network gets them, for nerfstudio's tools."""
 
     def __init__(self, scene: Scene, frames: tuple[int, ...], images: ImageSpec):
+        files = scene.outputs.image_filenames
         outputs = DataparserOutputs(
-            image_filenames=[scene.outputs.image_filenames[frame] for frame in frames],
-            cameras=scene.cropped_cameras(frames, images),
+            image_filenames=[(LonePath if len(frames) == 1 else Path)(files[frame]) for frame in frames],
+            cameras=_for_paths(scene.cropped_cameras(frames, images)),
             scene_box=scene.outputs.scene_box,
             dataparser_transform=scene.outputs.dataparser_transform,
             dataparser_scale=scene.outputs.dataparser_scale,
@@ -298,8 +338,8 @@ class ViewSetDataManager(VanillaDataManager):
             choose_evaluation_views(self.collection.load(self.shown), self.evaluation_index, self.evaluation_views)
 
     def setup_eval(self) -> None:
-        loader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
-        self.eval_dataloader = self.fixed_indices_eval_dataloader = loader
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = PathLoader(self.eval_dataset, device=self.device)
 
     def get_datapath(self) -> Path:
         return self.collection.root
@@ -401,7 +441,7 @@ class ViewSetDataManager(VanillaDataManager):
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """One target of the scene that is shown."""
-        return self.eval_dataloader.get_camera(step % len(self.eval_dataset))
+        return self.fixed_indices_eval_dataloader.get_camera(step % len(self.eval_dataset))
 
     def evaluation_scene(
         self,
