@@ -18,7 +18,7 @@ from rich.progress import Progress
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.poses.mapping import CameraModel, Mapping, Matching, load_pycolmap, pairs_to_match
-from elvsm_nerfstudio.poses.photos import VIDEO_SUFFIXES, Photo, copy_photos, find_photos, is_video
+from elvsm_nerfstudio.poses.photos import Photo, check_source, copy_photos, find_photos, is_video
 from elvsm_nerfstudio.poses.picture import write_picture
 from elvsm_nerfstudio.poses.video import extract_sharp_frames
 
@@ -86,11 +86,8 @@ def make_capture(source: Path, output: Path, options: PoseOptions, progress: Pro
         ValueError: where pycolmap is missing.
     """
     load_pycolmap()
-    if not source.exists():
-        raise DataError(f"{source} does not exist; expected a folder of photos or a video")
-    if source.is_file() and not is_video(source):
-        raise DataError(f"{source}: expected a folder of photos or a video ({', '.join(VIDEO_SUFFIXES)})")
-    from_video = source.is_file()
+    check_source(source)
+    from_video = is_video(source)
     files = [source] if from_video else find_photos(source)
     if not from_video and len(files) < MIN_PHOTOS:
         raise DataError(f"{source}: found {len(files)} photos; expected at least {MIN_PHOTOS}\n{WHAT_HELPS}")

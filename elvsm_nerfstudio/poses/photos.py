@@ -32,9 +32,17 @@ class Photo:
     """Equal for photos of one camera at one focal length: width and height in pixels, and what EXIF says of it."""
 
 
+def check_source(source: Path) -> None:
+    """Raises DataError for what is neither a folder nor a video."""
+    if not source.exists():
+        raise DataError(f"{source} does not exist; expected a folder of photos or a video")
+    if not source.is_dir() and not is_video(source):
+        raise DataError(f"{source}: expected a folder of photos or a video ({', '.join(VIDEO_SUFFIXES)})")
+
+
 def is_video(source: Path) -> bool:
-    """Whether the name is that of a video."""
-    return source.suffix.lower() in VIDEO_SUFFIXES
+    """Whether this is a file with the name of a video."""
+    return source.suffix.lower() in VIDEO_SUFFIXES and not source.is_dir()
 
 
 def find_photos(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -33,16 +34,35 @@ def extract_sharp_frames(video: Path, folder: Path, count: int, progress: Callab
     Raises:
         DataError: for a file that is no video that can be read.
     """
+    with _opened(video) as container:
+        seconds = _duration(container)
+        if seconds is None:
+            raise DataError(f"{video} does not say how long it is; convert it to mp4 first")
+        return _extract(container, folder, count, seconds, progress)
+
+
+def video_size(video: Path) -> tuple[int, int]:
+    """(height, width) of a video's frames, upright.
+
+    Raises:
+        DataError: for a file that is no video that can be read.
+    """
+    with _opened(video) as container:
+        for _, frame in _frames(container):
+            picture = _upright(frame)
+            return picture.height, picture.width
+    raise DataError(f"{video} has no frames")
+
+
+@contextmanager
+def _opened(video: Path) -> Iterator[InputContainer]:
     import av
 
     try:
         with av.open(str(video)) as container:
             if not container.streams.video:
                 raise DataError(f"{video} has no video in it")
-            seconds = _duration(container)
-            if seconds is None:
-                raise DataError(f"{video} does not say how long it is; convert it to mp4 first")
-            return _extract(container, folder, count, seconds, progress)
+            yield container
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"video {video} cannot be read ({error})") from error
 
