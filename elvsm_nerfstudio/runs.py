@@ -84,7 +84,7 @@ def make_run(options: RunOptions) -> Path:
             raise ValueError(f"--method {options.method} is for --weights; --from-run brings its own method")
         config, source = read_config(options.from_run, "--from-run"), last_checkpoint(options.from_run)
     else:
-        config, source = _config_for(options.weights, options.method), None
+        config, source = config_for_weights(options.weights, options.method), None
         config.experiment_name = options.weights.stem
     config.pipeline.model.checkpoint = None  # the run has the weights itself
     _take(options, config)
@@ -200,7 +200,7 @@ def export_weights(run: Path, output: Path, dtype: DType = "fp32") -> None:
     save_weights(output, network.state_dict(), config, DTYPES[dtype])
 
 
-def _config_for(weights: Path, method: Optional[str]) -> TrainerConfig:
+def config_for_weights(weights: Path, method: Optional[str]) -> TrainerConfig:
     """A method's config with the network that the weights are of."""
     run = weights.parent.parent / "config.yml"
     if weights.suffix == ".ckpt" and run.is_file():

@@ -16,6 +16,7 @@ from conftest import look_at, need_shared
 from PIL import Image
 from rich.progress import Progress
 
+from elvsm_nerfstudio.cli import main
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.geometry import opengl_to_opencv, pinhole_directions
 from elvsm_nerfstudio.poses import capture as capture_module
@@ -267,6 +268,24 @@ def test_pairs():
     neighbours = pairs_to_match(names, "auto", from_video=True)
     steps = {int(b) - int(a) for a, b in neighbours}
     assert steps == {*range(1, 11), 16, 32, 64, 128} and len(set(neighbours)) == len(neighbours) < 2600
+
+
+def test_command_line(made, photos, capsys):
+    main(["poses", str(photos[0]), "--output", str(made[0])])
+    printed = capsys.readouterr().out
+    assert "8 of 8 photos have a camera" in printed and f"elvsm show {made[0]}" in printed
+
+
+def test_show_from_photos_alone(made, photos, tmp_path, capsys):
+    output = tmp_path / "shown"
+    shutil.copytree(made[0], output / "capture")  # as a call that was interrupted after the cameras has left it
+    main(["show", str(photos[0]), "--output", str(output), "--seconds", "0.25", "--num-context-views", "2"])
+    said = capsys.readouterr().out
+    assert said.index("Your photos have a background") < said.index("Encoding took")
+    report = json.loads((output / "show.json").read_text())
+    assert report["poses"]["registered"] == 8 and report["capture"] == str(output / "capture")
+    assert set(report["context"]) | set(report["photos_not_given"]) == {f"photo_{i}" for i in range(8)}
+    assert (output / "video.mp4").stat().st_size > 1000
 
 
 # Videos

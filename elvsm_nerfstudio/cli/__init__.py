@@ -20,6 +20,8 @@ Verbs = Mapping[str, tuple[str, str]]
 """Of each verb its module in the package of the table, and a line of help."""
 
 VERBS: Verbs = {
+    "show": ("show", "from photos, a video or a capture to a video of new views"),
+    "poses": ("poses", "find the cameras of photos or of a video (COLMAP, by the extra poses)"),
     "run": ("run", "make a run from weights, without training, for ns-eval, ns-render and ns-viewer"),
     "orbit": ("orbit", "write a camera path around a scene for ns-render"),
     "stream": ("stream", "make a video of views that arrive one by one"),

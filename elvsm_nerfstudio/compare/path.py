@@ -27,23 +27,17 @@ def path_through(context: Views, count: int) -> Cameras:
     """A closed path through one scene's context cameras, pinholes of their mean lens.
 
     The point nearest to all optical axes is the middle. About it, and the cameras' mean up axis, positions go the
-    shorter way round from one camera to the next in order of azimuth; each camera looks at the point of its own axis
-    nearest to the middle, with the mean up axis upwards.
+    shorter way round from one camera to the next in order of azimuth, over the largest gap last; each camera looks at
+    the point of its own axis nearest to the middle, with the mean up axis upwards.
     """
-    poses = context.camera_to_world[0].cpu().float()
-    centres, forward, up = poses[:, :3, 3], poses[:, :3, 2], -poses[:, :3, 1]
-    middle = _middle(centres, forward)
-    axis = up.mean(dim=0)
-    axis = torch.nn.functional.normalize(axis if axis.norm() > 0.1 else torch.tensor([0.0, 0.0, 1.0]), dim=0)
-    side = torch.linalg.cross(axis, torch.eye(3)[axis.abs().argmin()])
-    side = torch.nn.functional.normalize(side, dim=0)
-    basis = torch.stack([side, torch.linalg.cross(axis, side), axis])
+    centres, forward, middle, basis = _setting(context)
+    axis = basis[2]
     depth = ((middle - centres) * forward).sum(-1, keepdim=True).clamp(min=0.1)
     focus = centres + depth * forward
 
     x, y, z = ((centres - middle) @ basis.T).unbind(-1)
     azimuth, radius = torch.atan2(y, x), torch.hypot(x, y)
-    order = azimuth.argsort()
+    order, _ = _from_largest_gap(azimuth)
     step = torch.remainder(azimuth[order].roll(-1) - azimuth[order] + math.pi, 2 * math.pi) - math.pi
 
     at = torch.arange(count) * len(order) / max(count, 1)
@@ -66,6 +60,33 @@ def path_through(context: Views, count: int) -> Cameras:
         context.intrinsics[0].cpu().mean(dim=0) * torch.tensor([context.width, context.height] * 2)
     ).tolist()
     return Cameras(pose, fx, fy, context.width / 2, context.height / 2, context.width, context.height)
+
+
+def largest_gap(context: Views) -> float:
+    """Radians between the two neighbours of one scene's context cameras that are farthest apart, seen from above the
+    middle that they look at."""
+    centres, _, middle, basis = _setting(context)
+    x, y, _ = ((centres - middle) @ basis.T).unbind(-1)
+    return _from_largest_gap(torch.atan2(y, x))[1]
+
+
+def _setting(context: Views) -> tuple[Tensor, Tensor, Tensor, Float[Tensor, "3 3"]]:
+    """Centres and viewing axes of the cameras, the middle that they look at, and a basis whose last row is up."""
+    poses = context.camera_to_world[0].cpu().float()
+    centres, forward, up = poses[:, :3, 3], poses[:, :3, 2], -poses[:, :3, 1]
+    axis = up.mean(dim=0)
+    axis = torch.nn.functional.normalize(axis if axis.norm() > 0.1 else torch.tensor([0.0, 0.0, 1.0]), dim=0)
+    side = torch.linalg.cross(axis, torch.eye(3)[axis.abs().argmin()])
+    side = torch.nn.functional.normalize(side, dim=0)
+    return centres, forward, _middle(centres, forward), torch.stack([side, torch.linalg.cross(axis, side), axis])
+
+
+def _from_largest_gap(azimuth: Float[Tensor, " view"]) -> tuple[Tensor, float]:
+    """Views in order of azimuth from the largest gap on, and that gap in radians."""
+    order = azimuth.argsort()
+    ahead = torch.remainder(azimuth[order].roll(-1) - azimuth[order], 2 * math.pi)
+    ahead = ahead if len(order) > 1 else torch.tensor([2 * math.pi])
+    return order.roll(-int(ahead.argmax()) - 1), float(ahead.max())
 
 
 def _middle(centres: Float[Tensor, "view 3"], forward: Float[Tensor, "view 3"]) -> Float[Tensor, " 3"]:

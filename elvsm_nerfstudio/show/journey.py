@@ -1,0 +1,306 @@
+"""The way from photos, a video or a capture to a video of new views."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import torch
+import tyro
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.utils.rich_utils import CONSOLE
+from PIL import Image, ImageOps
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from elvsm_nerfstudio.compare.path import largest_gap, path_through
+from elvsm_nerfstudio.data.images import DataError, is_cut_out
+from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, Scene, SceneCollection
+from elvsm_nerfstudio.evaluation.metrics import psnr
+from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.poses.capture import PoseOptions, make_capture
+from elvsm_nerfstudio.poses.photos import check_source, find_photos, is_video
+from elvsm_nerfstudio.poses.video import video_size
+from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_run
+from elvsm_nerfstudio.show.expectations import expectations, has_relative_encoding, whole_size
+from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
+from elvsm_nerfstudio.show.picture_sheet import Row, to_image, write_sheet
+from elvsm_nerfstudio.views import Views
+
+MIN_CONTEXT_VIEWS = 4
+"""Of networks that were trained with fewer: two photos of a whole capture have little in common."""
+REPORT = "show.json"
+SHEET_COLUMNS = 6
+COLMAP_MODELS = ("colmap/sparse/0", "sparse/0", "sparse")
+SURROUNDED = 2.1
+"""Radians: where no gap between neighbouring context cameras, seen from above, is wider, they stand all around."""
+GIF_WIDTH, GIF_FPS = 480, 12
+"""Pixels and frames a second of an animation, which has no compression to speak of."""
+
+
+@dataclass
+class ShowOptions:
+    """What is shown, by what, and where to."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of photos, video, or capture: a folder with transforms.json, or with a COLMAP model in sparse,
+    sparse/0 or colmap/sparse/0 and its photos in images."""
+    weights: Path = Path("pretrained")
+    """A name of `elvsm weights`, or a file."""
+    output: Optional[Path] = None
+    """Folder for all that is made; outputs/NAME-show if absent."""
+    num_context_views: Optional[int] = None
+    """Photos that the network gets, chosen so that they are spread out; as many as it was trained with, but at least
+    4, if absent."""
+    image_size: Optional[tuple[int, int]] = None
+    """Height and width of what the network gets and renders. If absent: whole photos at the height it was trained
+    for where its camera encoding is relative, and else the middle of each photo at the size it was trained for."""
+    seconds: float = 6.0
+    """Duration of the video."""
+    fps: int = 24
+    """Frames a second of the video."""
+    gif: bool = False
+    """Also writes an animation, which is larger than the video and can be shown where videos cannot."""
+    poses: Annotated[PoseOptions, tyro.conf.arg(prefix_name=False)] = field(default_factory=PoseOptions)
+    """For photos and videos without cameras."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was made; all but the run's weights and the capture."""
+
+    folder: Path
+    config: Path
+    """The run's config.yml."""
+    report: dict[str, Any]
+    """As it stands in show.json."""
+
+
+def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
+    """Goes all the way; ``output`` is written to, and what an earlier call wrote there is replaced.
+
+    Args:
+        say: told what to expect before anything is computed, in plain text.
+
+    Raises:
+        ValueError, OSError: where the photos, the weights or the capture cannot be used.
+    """
+    start = time.perf_counter()
+    source, output = options.source, options.output or Path("outputs") / f"{_name(options.source)}-show"
+    if (output / "run").exists() and not (output / REPORT).exists():
+        raise DataError(f"{output / 'run'} exists and is not of this program; choose another --output")
+    weights = config_for_weights(options.weights, None)
+    trained = weights.pipeline.datamanager.image_size
+    network = weights.pipeline.model.network
+
+    scene = _scene(source) if _is_capture(source) else None
+    photo, cut_out = first_photo(source) if scene is None else (_common_size(scene), scene.is_cut_out)
+    size = options.image_size or (
+        whole_size(photo, trained, network.patch_size) if has_relative_encoding(network) else trained
+    )
+    for sentence in expectations(str(options.weights), network, photo, size, cut_out):
+        say(sentence)
+
+    seconds: dict[str, float] = {}
+    columns = TextColumn("[green]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=CONSOLE) as progress:
+
+        @contextmanager
+        def stage(title: str, total: int) -> Iterator[Callable[[], None]]:
+            task, begun = progress.add_task(title, total=total), time.perf_counter()
+            yield lambda: progress.advance(task)
+            progress.update(task, completed=total)
+            seconds[title] = round(time.perf_counter() - begun, 2)
+
+        capture, poses = source, None
+        if scene is None:
+            capture = output / "capture"
+            poses = make_capture(source, capture, options.poses, progress)
+        begun = time.perf_counter()
+        with stage("Weights and photos", 2) as advance:
+            shutil.rmtree(output / "run", ignore_errors=True)
+            count = options.num_context_views or max(
+                MIN_CONTEXT_VIEWS, weights.pipeline.datamanager.context_view_bounds[1]
+            )
+            write_json(output / REPORT, {})  # from here on output/run is ours
+            run = make_run(
+                RunOptions(
+                    weights=options.weights,
+                    data=capture.resolve(),
+                    dataparser=_dataparser(capture),
+                    image_size=size,
+                    num_context_views=count,
+                    output_dir=output,
+                    name="run",
+                )
+            )
+            advance()
+            _, pipeline, _, _ = eval_setup(run, test_mode="inference")
+        model, datamanager = pipeline.model, pipeline.datamanager
+        scene = datamanager.collection.load(datamanager.shown)
+        shown = datamanager.shown_scene(max_targets=1)
+        with stage("Context views", 1):
+            encode_ms = _milliseconds(model.memory, model.device)
+        memory = model.memory()
+
+        held_out = _not_given(scene, shown.context_names)
+        cameras = scene.cropped_cameras(held_out, datamanager.config.images)
+        truths = scene.read_images(held_out, datamanager.config.images).float() / 255
+        with stage("Photos not given", len(held_out)) as advance:
+            renders = []
+            for i in range(len(held_out)):
+                renders.append(model.render(memory, cameras[i : i + 1])["rgb"].cpu())
+                advance()
+        path, around = film_path(shown.views.context, round(options.seconds * options.fps))
+        frames, times = [], []
+        with stage("Frames of the video", len(path)) as advance:
+            for i in range(len(path)):
+                times.append(
+                    _milliseconds(
+                        lambda i=i: frames.append(to_image(model.render(memory, path[i : i + 1])["rgb"])), model.device
+                    )
+                )
+                advance()
+        with stage("Video and sheet", 3 if options.gif else 2) as advance:
+            large = [enlarged(frame) for frame in frames]
+            write_mp4(output / "video.mp4", large, options.fps)
+            advance()
+            given = [to_image(rgb) for rgb in shown.views.context.rgb[0]]
+            scores = [round(float(psnr(render, truth)), 2) for render, truth in zip(renders, truths)]
+            rows = [Row("Given to the network", given[:SHEET_COLUMNS])]
+            if held_out:
+                caption = f"Rendered from the photos given, mean PSNR {sum(scores) / len(scores):.1f} dB"
+                rows += [
+                    Row("Photos not given", list(map(to_image, truths))),
+                    Row(caption, list(map(to_image, renders))),
+                ]
+            spread = [frames[round(i * (len(frames) - 1) / SHEET_COLUMNS)] for i in range(SHEET_COLUMNS)]
+            write_sheet(output / "sheet.png", [*rows, Row("Frames of the video", spread)])
+            advance()
+            if options.gif:
+                step = max(1, options.fps // GIF_FPS)
+                write_gif(output / "video.gif", [_narrow(frame) for frame in large[::step]], options.fps // step)
+                advance()
+
+    report = {
+        "source": str(source),
+        "weights": str(options.weights),
+        "capture": str(capture),
+        "run": str(run),
+        "size": list(size),
+        "context": list(shown.context_names),
+        "way": "around the scene" if around else "along the context views and back",
+        "photos_not_given": [scene.frame_names[frame] for frame in held_out],
+        "psnr_not_given": scores,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "encode_ms": round(encode_ms, 1),
+        "render_ms": round(statistics.median(times), 1),
+        "seconds": {**seconds, "all": round(time.perf_counter() - start, 1)},
+        "seconds_after_poses": round(time.perf_counter() - begun, 1),
+        "poses": poses and asdict(poses),
+    }
+    write_json(output / REPORT, report)
+    return Shown(output, run, report)
+
+
+def film_path(context: Views, count: int) -> tuple[Cameras, bool]:
+    """Cameras of a video: around the scene where the context stands all around it, else along the context and back.
+
+    Returns:
+        ``count`` cameras [frame], and whether they go all around.
+    """
+    views = context.num_views
+    if views > 1 and largest_gap(context) < SURROUNDED:
+        return path_through(context, count), True
+    # The closed path without its way from the last camera to the first, there and back.
+    there = (count + 1) // 2
+    closed = path_through(context, math.ceil(there * views / max(views - 1, 1)))
+    index = torch.arange(count)
+    return closed[torch.minimum(index, count - 1 - index)], False
+
+
+def first_photo(source: Path) -> tuple[tuple[int, int], bool]:
+    """(height, width) of the first photo or frame, upright, and whether it has transparent pixels.
+
+    Raises:
+        DataError: where there is none that can be read.
+    """
+    check_source(source)
+    if is_video(source):
+        return video_size(source), False
+    file = find_photos(source)[0]
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            return (upright.height, upright.width), is_cut_out(file)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"image {file} cannot be read ({error}); replace it, or take it out of the folder") from error
+
+
+def _name(source: Path) -> str:
+    if source.is_file():
+        return source.stem
+    folder = source.resolve()
+    return folder.parent.name if folder.name == "images" else folder.name
+
+
+def _is_capture(source: Path) -> bool:
+    return source.suffix == ".json" or any((source / marker).exists() for marker in SCENE_MARKERS)
+
+
+def _dataparser(capture: Path) -> Optional[DataParserConfig]:
+    """COLMAP's for a folder with a model of it and no transforms.json; None for nerfstudio's own."""
+    if capture.is_dir() and not (capture / "transforms.json").exists():
+        for folder in COLMAP_MODELS:
+            if any((capture / folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
+                return ColmapDataParserConfig(colmap_path=Path(folder))
+    return None
+
+
+def _scene(capture: Path) -> Scene:
+    collection = SceneCollection.open(capture, _dataparser(capture) or NerfstudioDataParserConfig())
+    if collection.whole_scenes:
+        raise DataError(f"{capture} holds many scenes; expected photos, a video or one capture: name one of them")
+    return collection.load(collection.entries[0])
+
+
+def _common_size(scene: Scene) -> tuple[int, int]:
+    return Counter(scene.sizes).most_common(1)[0][0]
+
+
+def _not_given(scene: Scene, context: Sequence[str]) -> list[int]:
+    """Frames that are not context, spread over the scene."""
+    others = [frame for frame, name in enumerate(scene.frame_names) if name not in context]
+    count = min(SHEET_COLUMNS, len(others))
+    return [others[i] for i in torch.linspace(0, len(others) - 1, count).round().long().tolist()]
+
+
+def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
+    """How long work took, the device waited for."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _narrow(frame: Image.Image) -> Image.Image:
+    width = min(GIF_WIDTH, frame.width)
+    return frame.resize((width, round(frame.height * width / frame.width)), Image.Resampling.LANCZOS)
