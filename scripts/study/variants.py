@@ -94,7 +94,6 @@ VARIANTS = (
         "paper-exact-repa",
         "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",
         model__repa__teacher="saliency-vit-s",
-        model__repa__path="data/saliency_vit",
         model__repa__image_size="112",
     ),
     Variant(
