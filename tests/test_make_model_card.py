@@ -82,20 +82,30 @@ def test_the_card_names_the_commands_of_every_stage(tmp_path):
     )
 
 
-def test_a_run_from_weights_needs_the_stages_before_it(tmp_path):
-    config = deepcopy(method_configs.efficient_lvsm_plus_tiny.config)
-    config.data = write_collection(tmp_path / "objects", "train test")
-    args = script.Args(tmp_path / "config.yml", output=tmp_path / "model.safetensors")
-    assert script.earlier_stages(args, config) == []
-    config.pipeline.model.checkpoint = Path("pretrained")
+def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, monkeypatch):
+    configs = {}
+    for name, start in (("first", "pretrained"), ("last", "first.safetensors")):
+        config = configs[tmp_path / name / "config.yml"] = deepcopy(method_configs.efficient_lvsm_plus_tiny.config)
+        config.data, config.pipeline.model.checkpoint = (
+            write_collection(tmp_path / f"{name}_data", "train"),
+            Path(start),
+        )
+    monkeypatch.setattr(script, "read_config", lambda path, option: configs[path])
+    monkeypatch.setattr(script, "_costs", lambda run: {"steps": 20})
+    first, last = configs
+    args = script.Args(last, earlier_runs=(first,), output=tmp_path / "model.safetensors", commit="abc")
     with pytest.raises(
         ValueError, match=r"started from weights \(pretrained\), and .*model.stages.json does not exist"
     ):
-        script.earlier_stages(args, config)
+        script.stages_of(args)
     before = {"commands": ["elvsm data objects", "ns-train"], "steps": 3}
-    own = {"commands": script.stage_commands(config), "steps": 7}
-    script.stages_file(args.output).write_text(json.dumps([before, own]))
-    assert script.earlier_stages(args, config) == [before]
+    script.stages_file(args.output).write_text(json.dumps([before]))
+    stages = script.stages_of(args)
+    assert [stage["steps"] for stage in stages] == [3, 20, 20] and stages[1]["commit"] == "abc"
+    assert f"elvsm export --load-config {first} --output first.safetensors" == stages[2]["commands"][1]
+    assert "--pipeline.model.checkpoint pretrained" in stages[1]["commands"][-1]
+    script.stages_file(args.output).write_text(json.dumps(stages))
+    assert script.stages_of(args) == stages, "a card that is made again has no stage twice"
 
 
 @pytest.mark.slow

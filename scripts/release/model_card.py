@@ -58,8 +58,10 @@ class Args:
     """A collection of `elvsm data scanned`, scored too."""
     lens_data: Optional[Path] = None
     """The collection in larger pictures, on whose test split other lenses are tried."""
+    earlier_runs: tuple[Path, ...] = ()
+    """config.yml of the runs, in order, that led from the weights of before to those that the run started from."""
     commit: Optional[str] = None
-    """The commit at which the run was trained."""
+    """The commit at which the runs were trained."""
     output: Path = Path("assets") / PRETRAINED_FILE
     """The weights to write; the card and its pictures are written beside it."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
@@ -126,7 +128,7 @@ def make_model_card(args: Args) -> Path:
     lenses = "" if args.lens_data is None else score_lenses(weights, args.lens_data, height, args.work_dir)
 
     train = [scene for scene in scored.scenes if scene["split"] == "train"]
-    stages = [*earlier_stages(args, config), stage_of(args, config, weights)]
+    stages = stages_of(args)
     content = text.card(
         title=args.output.stem,
         method=config.method_name,
@@ -171,43 +173,44 @@ def stages_file(weights: Path) -> Path:
     return weights.with_suffix(".stages.json")
 
 
-def earlier_stages(args: Args, config: Any) -> list[dict[str, Any]]:
-    """The stages before a run: none where it started from nothing.
+def stages_of(args: Args) -> list[dict[str, Any]]:
+    """All stages of the training that the run is the end of: those that led to the weights of before, if it began with
+    these, and its own.
 
     Raises:
         ValueError: where it started from weights whose stages are not known.
     """
-    if config.pipeline.model.checkpoint is None:
-        return []
+    runs = [*args.earlier_runs, args.load_config]
+    configs = [read_config(run, "--load-config") for run in runs]
+    stages = []
+    for number, (run, config) in enumerate(zip(runs, configs)):
+        commands = [text.data_command(config.data), text.training_command(config, _method(config))]
+        if number:
+            start = config.pipeline.model.checkpoint
+            commands.insert(1, f"elvsm export --load-config {runs[number - 1]} --output {start}")
+        stages.append({"commands": commands, "commit": args.commit, **_costs(run)})
+    first = configs[0].pipeline.model.checkpoint
+    if first is None:
+        return stages
     file = stages_file(args.output)
     if not file.is_file():
         raise ValueError(
-            f"--load-config {args.load_config} started from weights ({config.pipeline.model.checkpoint}), and {file} "
-            "does not exist; expected the stages of their training there"
+            f"{runs[0]} started from weights ({first}), and {file} does not exist; expected the stages of their "
+            "training there"
         )
-    stages = json.loads(file.read_text())
-    # The card of this stage may be made anew.
-    return [stage for stage in stages if stage["commands"] != stage_commands(config)]
+    # The card of these stages may be made anew.
+    made = [stage["commands"] for stage in stages]
+    return [*(stage for stage in json.loads(file.read_text()) if stage["commands"] not in made), *stages]
 
 
-def stage_commands(config: Any) -> list[str]:
-    """The commands that make a run's data and train it."""
-    return [text.data_command(config.data), text.training_command(config, network_methods()[config.method_name])]
+def _method(config: Any) -> Any:
+    return network_methods()[config.method_name]
 
 
-def stage_of(args: Args, config: Any, weights: Path) -> dict[str, Any]:
-    """The run as a stage of a training."""
-    steps = int(last_checkpoint(args.load_config).stem.removeprefix("step-")) + 1
-    times = read_scalars(args.load_config.parent, [ITERATION_TIME])[ITERATION_TIME]
-    seconds = statistics.median(times.values())
-    return {
-        "commands": stage_commands(config),
-        "commit": args.commit,
-        "steps": steps,
-        "seconds_per_step": round(seconds, 2),
-        "hours": round(steps * seconds / 3600, 1),
-        "weights": content_hash(weights),
-    }
+def _costs(run: Path) -> dict[str, float]:
+    steps = int(last_checkpoint(run).stem.removeprefix("step-")) + 1
+    seconds = statistics.median(read_scalars(run.parent, [ITERATION_TIME])[ITERATION_TIME].values())
+    return {"steps": steps, "seconds_per_step": round(seconds, 2), "hours": round(steps * seconds / 3600, 1)}
 
 
 def score_lenses(weights: Path, data: Path, size: int, work_dir: Path) -> str:
