@@ -194,7 +194,7 @@ class Scene:
         picture = self._kept.get(
             (frame, spec.background, self._reduction(frame, ratio)), lambda: self._picture(frame, spec, ratio)
         )
-        return fit_image(Image.fromarray(picture), size, spec, window)
+        return fit_image(picture, size, spec, window)
 
     def _picture(self, frame: int, spec: ImageSpec, ratio: float) -> Image.Image:
         file, content = self._file(frame)
@@ -358,17 +358,14 @@ class SceneCollection:
 
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
         splits = _by_split(self.dataparser, entry.path)
-        if isinstance(self.dataparser, PosedFramesDataParserConfig):
-            outputs = _all_frames(self.dataparser, entry.path)
-        else:
-            outputs = _by_name(list(splits.values()))
+        outputs = _all_frames(self.dataparser, entry.path)
         position = {file: i for i, file in enumerate(outputs.image_filenames)}
         held_out = self._held_out.get(entry.name, frozenset()) & set(position.values())
         frames = {split: {position[file] for file in part.image_filenames} for split, part in splits.items()}
         train = frames["train"]
         test = frames.get("test", frames.get("val", set())) | held_out
         val = frames.get("val", set()) | held_out
-        if "test" in frames and "val" not in frames:
+        if "val" not in frames and not _splits_evenly(self.dataparser, entry.path):
             say_once("no val", f"Scene {entry.name} has no val split: a training is validated on its test frames.")
         return Scene(
             entry.name,
@@ -497,7 +494,7 @@ def _by_split(config: DataParserConfig, path: Path) -> dict[str, DataparserOutpu
     """A scene's frames by split, of those splits that it has; train is always among them."""
     parser = _parser_config(config, path).setup()
     outputs = {"train": parser.get_dataparser_outputs("train")}
-    for split in ("val", "test"):
+    for split in ("test",) if _splits_evenly(config, path) else ("test", "val"):
         try:
             outputs[split] = parser.get_dataparser_outputs(split)
         except RuntimeError as error:  # a transforms.json that lists files of other splits
@@ -515,17 +512,21 @@ def _all_frames(config: DataParserConfig, path: Path) -> DataparserOutputs:
     """All frames of a scene, of whatever split."""
     if isinstance(config, PosedFramesDataParserConfig):
         return _parser_config(config, path, eval_mode="all").setup().get_dataparser_outputs()
-    if hasattr(config, "train_split_fraction") and not _lists_splits(path):
+    if _splits_evenly(config, path):
         options = {"eval_mode": "fraction", "train_split_fraction": 1.0}
         return _by_name([_parser_config(config, path, **options).setup().get_dataparser_outputs()])
     return _by_name(list(_by_split(config, path).values()))
 
 
-def _lists_splits(path: Path) -> bool:
-    """Whether a scene says itself which frames are in which split: in its transforms.json, or beside a COLMAP model."""
+def _splits_evenly(config: DataParserConfig, path: Path) -> bool:
+    """Whether a dataparser holds frames out by their number, the same for val and test: where it can, unless the scene
+    says itself which frames are in which split, in its transforms.json or beside a COLMAP model."""
+    if isinstance(config, PosedFramesDataParserConfig):
+        return True
     file = path / "transforms.json" if path.is_dir() else path
     listed = file.suffix == ".json" and file.is_file() and b'_filenames"' in file.read_bytes()
-    return listed or any((path / f"{split}_list.txt").exists() for split in SPLITS)
+    listed |= any((path / f"{split}_list.txt").exists() for split in SPLITS)
+    return hasattr(config, "train_split_fraction") and not listed
 
 
 def _by_name(parts: Sequence[DataparserOutputs]) -> DataparserOutputs:
