@@ -52,9 +52,9 @@ class EfficientLVSMModelConfig(ModelConfig):
     """Cameras that fix the canonical frame. 'context' also works where targets are not known, as in the viewer;
     'context+target' is the paper's evaluation protocol."""
     checkpoint: Optional[Union[str, Path]] = None
-    """Weights to start from, of the same network: 'pretrained', those that come with this package, a file of
-    `elvsm export`, a run's step-*.ckpt, or one in the authors' layout (.pt, .safetensors). Steps, learning
-    rate and optimiser start anew; to go on with a run give --load-dir instead."""
+    """Weights to start from, of the same network: 'pretrained', those that come with this package; a name that `elvsm
+    weights` lists; hf://OWNER/REPO/FILE; a file of `elvsm export`, a run's step-*.ckpt, or one in the authors' layout
+    (.pt, .safetensors). Steps, learning rate and optimiser start anew; to go on with a run give --load-dir instead."""
     repa: RepaConfig = field(default_factory=RepaConfig)
     """A teacher whose features the network's are drawn to in training."""
     gradient_checkpointing: bool = False

@@ -7,7 +7,7 @@ import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, Optional, Union
 
 import torch
 import tyro
@@ -17,12 +17,13 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from elvsm_nerfstudio import method_configs
+from elvsm_nerfstudio import __version__, method_configs
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.files import whole
+from elvsm_nerfstudio.nn.named_weights import PUBLISHED, short_name
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
-from elvsm_nerfstudio.training.checkpoints import list_checkpoints, write_checkpoint
+from elvsm_nerfstudio.training.checkpoints import list_checkpoints, step_of, write_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
 
 DType = Literal["fp32", "bf16", "fp16"]
@@ -33,15 +34,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class RunOptions:
     """Options."""
 
-    weights: Optional[Path] = None
-    """'pretrained', the weights that come with this package, a file of `elvsm export`, one in the authors' layout (.pt,
-    .safetensors), or a step-*.ckpt that is not in its run's folder any more (give --method). Its architecture and sizes
-    are those of the new run."""
+    weights: Optional[Union[str, Path]] = None
+    """'pretrained', the weights that come with this package; a name that `elvsm weights` lists; hf://OWNER/REPO/FILE or
+    hf://OWNER/REPO/FILE@REVISION; a file of `elvsm export`, one in the authors' layout (.pt, .safetensors), or a
+    step-*.ckpt that is not in its run's folder any more. Their network is that of the new run."""
     from_run: Optional[Path] = None
     """Instead of --weights: config.yml of the run whose weights and options are taken."""
     method: Optional[str] = None
     """With --weights: the method whose options are taken, e.g. image size and background; the first one of the
-    weights' network if absent (for Efficient-LVSM of the paper's size: efficient-lvsm)."""
+    weights' network if absent (for Efficient-LVSM of the paper's size: efficient-lvsm). Weights that `elvsm weights`
+    lists bring their image size."""
     data: Optional[Path] = None
     """Anything that ns-train takes; needed with --weights. Read as --from-run says, or in nerfstudio's own format,
     unless a dataparser is named behind all options, with its own options behind it."""
@@ -85,7 +87,7 @@ def make_run(options: RunOptions) -> Path:
         config, source = read_config(options.from_run, "--from-run"), last_checkpoint(options.from_run)
     else:
         config, source = config_for_weights(options.weights, options.method), None
-        config.experiment_name = options.weights.stem
+        config.experiment_name = short_name(options.weights)
     config.pipeline.model.checkpoint = None  # the run has the weights itself
     _take(options, config)
     folder = config.get_base_dir()
@@ -94,7 +96,7 @@ def make_run(options: RunOptions) -> Path:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = deepcopy(config.pipeline).setup(device=device, test_mode="inference", world_size=1, local_rank=0)
-    load_weights(pipeline.model.network, source or options.weights)
+    load_weights(pipeline.model.network, source or options.weights, config.pipeline.model.network)
     with torch.no_grad():
         _ = pipeline.model.memory  # encodes the scene that is shown
     with whole(folder) as partial:
@@ -195,18 +197,57 @@ def export_weights(run: Path, output: Path, dtype: DType = "fp32") -> None:
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
     config = read_config(run, "--load-config").pipeline.model.network
     network = config.build()
-    load_weights(network, last_checkpoint(run))
+    load_weights(network, last_checkpoint(run), config)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_weights(output, network.state_dict(), config, DTYPES[dtype])
 
 
-def config_for_weights(weights: Path, method: Optional[str]) -> TrainerConfig:
+def model_card(run: Path, repository: str, weights: Path) -> str:
+    """The README.md of a repository on the Hugging Face Hub, with what a run's config tells of exported weights.
+
+    Args:
+        run: its config.yml.
+        repository: OWNER/NAME
+        weights: the exported file.
+    """
+    config = read_config(run, "--load-config")
+    data, network = config.pipeline.datamanager, config.pipeline.model.network
+    address = f"hf://{repository}/{weights.name}"
+    return f"""---
+library_name: nerfstudio
+tags: [novel-view-synthesis, nerfstudio, {config.method_name}]
+---
+# {repository.split("/")[-1]}
+
+Weights of `{config.method_name}` of elvsm-nerfstudio {__version__}: new views of a scene from a few posed photos, in
+one forward pass.
+
+| | |
+|---|---|
+| network | {type(network).__name__.removesuffix("Config")}: {network.describe()} |
+| trained for | {step_of(last_checkpoint(run)) + 1} iterations on `{Path(data.data).name}` |
+| images | {data.image_size[0]} x {data.image_size[1]} pixels, {data.background} behind transparent ones |
+| views | {data.num_context_views} context, {data.num_target_views} target |
+
+```bash
+elvsm run --weights {address} --data YOUR_CAPTURE
+ns-train {config.method_name} --pipeline.model.checkpoint {address} --data YOUR_DATA
+```
+"""
+
+
+def config_for_weights(weights: Path | str, method: Optional[str]) -> TrainerConfig:
     """A method's config with the network that the weights are of."""
-    run = weights.parent.parent / "config.yml"
-    if weights.suffix == ".ckpt" and run.is_file():
+    weights = str(weights)
+    run = Path(weights).parent.parent / "config.yml"
+    if weights.endswith(".ckpt") and run.is_file():
         raise ValueError(f"--weights {weights} belongs to a run, which knows more of it; give --from-run {run}")
-    network, methods = read_weights(weights).config, network_methods()
-    if weights.suffix == ".ckpt":
+    try:
+        read = read_weights(weights)
+    except ValueError as error:
+        raise ValueError(f"--weights {error}") from None
+    network, methods, published = read.config, network_methods(), PUBLISHED.get(weights)
+    if not read.complete:
         if method is None:
             raise ValueError(
                 f"--weights {weights} tells its sizes, but not its camera encoding; say with --method what it "
@@ -215,13 +256,17 @@ def config_for_weights(weights: Path, method: Optional[str]) -> TrainerConfig:
         return deepcopy(_find(methods, method, "--method"))
     if method is None:
         fitting = [name for name, config in methods.items() if config.pipeline.model.network.is_same_as(network)]
+        fitting = fitting if published is None else [published.method]
         if not fitting:
             raise ValueError(
                 f"--weights {weights} is of no registered method's network ({network.describe()}); say with "
                 f"--method whose other options to take: {', '.join(methods)}"
             )
         method = fitting[0]
-    return with_network(_find(methods, method, "--method"), network, f"--weights {weights}")
+    config = with_network(_find(methods, method, "--method"), network, f"--weights {weights}")
+    if published is not None:
+        config.pipeline.datamanager.image_size = (published.image_size, published.image_size)
+    return config
 
 
 def network_methods() -> dict[str, TrainerConfig]:

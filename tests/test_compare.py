@@ -304,6 +304,19 @@ def test_runs_of_other_methods_are_refused_and_of_other_data_noted(plain, run, c
         image_size(options(plain, "mine", run=run, image_size=(20, 16)), [spec])
 
 
+def test_a_checkpoint_that_does_not_say_its_network_is_of_the_method_named(tmp_path):
+    """Its tensors would be those of a network without relative camera encoding too."""
+    from elvsm_nerfstudio import method_configs
+    from elvsm_nerfstudio.compare.methods import MethodSpec, network_config
+
+    network = method_configs.efficient_lvsm_plus_tiny.config.pipeline.model.network
+    state = {f"_model.network.{name}": x for name, x in network.build().state_dict().items()}
+    torch.save({"step": 7, "pipeline": state}, tmp_path / "step-000000007.ckpt")
+    name = "efficient-lvsm-plus-tiny"
+    spec = MethodSpec(name, "network", name, weights=str(tmp_path / "step-000000007.ckpt"))
+    assert network_config(spec).pipeline.model.network == network and network.camera_encoding == "prope"
+
+
 def test_the_weights_of_the_package_need_no_run(plain):
     from elvsm_nerfstudio.compare.rows import find_methods, image_size
     from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path

@@ -27,6 +27,7 @@ VERBS: Verbs = {
     "stream": ("stream", "make a video of views that arrive one by one"),
     "compare": ("compare", "compare methods on the same photos: tables, a page, plots and a video"),
     "plot": ("plot", "plot the PSNR of runs from their tensorboard logs"),
+    "weights": ("weights", "list the weights that have a name: what for, licence, size, and whether they are here"),
     "export": ("export", "write a run's weights alone as a safetensors file"),
     "fetch": ("fetch", "download weights that losses and metrics need: lpips, vgg19, saliency-vit"),
     "data": ("data", "render synthetic data sets: objects, rooms, scanned"),

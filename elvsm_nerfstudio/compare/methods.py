@@ -95,7 +95,7 @@ class Network:
         self._minutes = spec.finetune_minutes
         box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
         self.model: EfficientLVSMModel = model_config.setup(scene_box=box, num_train_data=0)
-        load_weights(self.model.network, Path(spec.weights))
+        load_weights(self.model.network, Path(spec.weights), model_config.network)
         self.model.to(device).eval()
         self._weights = {name: tensor.clone() for name, tensor in self.model.network.state_dict().items()}
         self._warm = False
@@ -152,15 +152,15 @@ class Network:
 
 
 def network_config(spec: MethodSpec) -> TrainerConfig:
-    """The options of a run, or of a method with the network that a file of weights is of.
+    """The options of a run, or of a method with the network that a file of weights says it is of.
 
     Raises:
         ValueError: where these are of another method than named.
     """
     if spec.config is not None:
         return read_config(Path(spec.config), f"--runs {spec.name}=")
-    network = read_weights(Path(spec.weights)).config
-    return with_network(network_methods()[spec.method], network, f"--runs {spec.name}={spec.weights}")
+    method, weights = network_methods()[spec.method], read_weights(Path(spec.weights))
+    return with_network(method, weights.config, f"--runs {spec.name}={spec.weights}") if weights.complete else method
 
 
 def _dealt(views: Views, chosen: Tensor) -> Views:

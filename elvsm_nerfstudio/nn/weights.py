@@ -45,7 +45,7 @@ def read_weights(path: Path | str, config: Optional[NetworkConfig] = None) -> We
     """Reads any file of weights; whose layout it has is told from its content.
 
     Args:
-        path: of the file, or ``pretrained`` for the package's own.
+        path: of the file, or what stands for one: see ``named_weights.weights_path``.
         config: what is known from elsewhere about a file that does not say it itself.
 
     Raises:
@@ -56,13 +56,15 @@ def read_weights(path: Path | str, config: Optional[NetworkConfig] = None) -> We
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"{path} {found}; expected a file of weights: .safetensors, .pt, or step-*.ckpt of a run")
     try:
-        state, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        state, metadata = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
         if is_published(state):
             state, _ = from_published(state)
             return Weights(state, our_config(state), complete=True)  # the papers' networks have no other options
         if metadata.get("format") == FORMAT:
             return Weights(state, _written_config(metadata, state), complete=True)
-        return Weights(state, config or our_config(state), complete=config is not None)
+        if config is not None and _has_sizes(config, state):
+            return Weights(state, config, complete=True)
+        return Weights(state, our_config(state), complete=False)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -151,6 +153,12 @@ def network_metadata(config: NetworkConfig) -> dict[str, str]:
     return {"format": FORMAT, "network": type(config).__name__, "config": json.dumps(asdict(config))}
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By its beginning, a length and JSON; files in the cache of a hub may have no ending."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
@@ -191,11 +199,15 @@ def _written_config(metadata: Mapping[str, str], state: Mapping[str, Tensor]) ->
         config = _CONFIGS[metadata["network"]](**json.loads(metadata["config"]))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"written by another version of this package: unknown network or size ({error})") from None
+    if not _has_sizes(config, state):
+        raise ValueError(f"damaged: its config says {_name(config)}, its tensors are of {_name(our_config(state))}")
+    return config
+
+
+def _has_sizes(config: NetworkConfig, state: Mapping[str, Tensor]) -> bool:
     told = our_config(state)
     sizes = {name: size for name, size in config.computation().items() if isinstance(size, int)}
-    if type(told) is not type(config) or not sizes.items() <= told.computation().items():
-        raise ValueError(f"damaged: its config says {_name(config)}, its tensors are of {_name(told)}")
-    return config
+    return type(told) is type(config) and sizes.items() <= told.computation().items()
 
 
 def _name(config: NetworkConfig) -> str:

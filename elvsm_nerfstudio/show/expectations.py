@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from elvsm_nerfstudio.geometry import cover_size
+from elvsm_nerfstudio.nn.named_weights import PUBLISHED
 from elvsm_nerfstudio.nn.network import NetworkConfig
 
 LONGEST = 2.5
@@ -34,7 +35,7 @@ def training_of(name: str) -> Optional[Training]:
     """What the weights of a name were trained on; None for weights of one's own."""
     if name == "pretrained":
         return FURNITURE
-    return ROOMS if name.startswith(("efficient-lvsm-", "lvsm-")) else None
+    return ROOMS if name in PUBLISHED else None
 
 
 def has_relative_encoding(network: NetworkConfig) -> bool:

@@ -67,7 +67,7 @@ class Scorer:
         """A run's network as it renders, with the weights of one of its checkpoints."""
         model = read_config(config, "--output").pipeline.model
         network = model.network.build()
-        load_weights(network, checkpoint)
+        load_weights(network, checkpoint, network.config)
         network.autocast_dtype = autocast_dtype(model.precision, self.device)
         return network.to(self.device).eval()
 
