@@ -271,7 +271,7 @@ def test_pairs():
 
 
 def test_command_line(made, photos, capsys):
-    main(["poses", str(photos[0]), "--output", str(made[0])])
+    main(["poses", str(photos[0]), "--output", str(made[0]), "--num-frames", "60", "--matching", "auto"])
     printed = capsys.readouterr().out
     assert "8 of 8 photos have a camera" in printed and f"elvsm show {made[0]}" in printed
 

@@ -30,7 +30,7 @@ class Options:
     """Folder of photos, or a video."""
     output: Path
     """Folder to write; photos are copied into it."""
-    poses: Annotated[PoseOptions, tyro.conf.arg(prefix_name=False)] = field(default_factory=PoseOptions)
+    poses: Annotated[PoseOptions, tyro.conf.arg(name="")] = field(default_factory=PoseOptions)
 
 
 def main(args: list[str]) -> None:

@@ -53,7 +53,7 @@ GIF_WIDTH, GIF_FPS = 480, 12
 class ShowOptions:
     """What is shown, by what, and where to."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Folder of photos, video, or capture: a folder with transforms.json, or with a COLMAP model in sparse,
     sparse/0 or colmap/sparse/0 and its photos in images."""
     weights: Path = Path("pretrained")
@@ -72,7 +72,7 @@ class ShowOptions:
     """Frames a second of the video."""
     gif: bool = False
     """Also writes an animation, which is larger than the video and can be shown where videos cannot."""
-    poses: Annotated[PoseOptions, tyro.conf.arg(prefix_name=False)] = field(default_factory=PoseOptions)
+    poses: Annotated[PoseOptions, tyro.conf.arg(name="")] = field(default_factory=PoseOptions)
     """For photos and videos without cameras."""
 
 
