@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import look_at, need_shared
 from PIL import Image
-from rich.progress import Progress
 
 from elvsm_nerfstudio.cli import main
 from elvsm_nerfstudio.data.images import DataError
@@ -24,6 +23,7 @@ from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.mapping import pairs_to_match
 from elvsm_nerfstudio.poses.photos import EXIF, copy_photos, find_photos
 from elvsm_nerfstudio.poses.video import extract_sharp_frames
+from elvsm_nerfstudio.stages import Stages
 
 SIZE = (150, 200)
 """Height and width."""
@@ -31,8 +31,7 @@ FOCAL = 220.0
 
 
 def find_poses(source: Path, output: Path, **options) -> PoseReport:
-    with Progress(disable=True) as progress:
-        return make_capture(source, output, PoseOptions(**options), progress)
+    return make_capture(source, output, PoseOptions(**options), Stages(silent=True))
 
 
 def textured_corner(poses: torch.Tensor) -> np.ndarray:

@@ -190,6 +190,15 @@ def test_published_networks_get_the_middle_and_that_is_said(tmp_path, capsys):
     assert read_video(output / "video.mp4") == (5, (448, 448))
 
 
+def test_a_capture_of_which_all_photos_are_given(tmp_path):
+    capture = write_scene(tmp_path / "chairs", num_frames=3, size=(64, 64))
+    main(["show", str(capture), "--output", str(tmp_path / "shown"), "--seconds", "0.1"])
+    report = json.loads((tmp_path / "shown/show.json").read_text())
+    assert (len(report["context"]), report["photos_not_given"]) == (3, [])
+    with Image.open(tmp_path / "shown/sheet.png") as sheet:
+        assert sheet.height < 500  # two rows
+
+
 def test_folders_of_others_are_not_written_to(tmp_path):
     capture = write_scene(tmp_path / "chairs", num_frames=4)
     (tmp_path / "shown/run").mkdir(parents=True)

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elvsm_nerfstudio.cli.options import parse
-from elvsm_nerfstudio.poses.capture import PICTURE, REPORT, PoseOptions, PoseReport, make_capture
+from elvsm_nerfstudio.poses.capture import PICTURE, REPORT, PoseOptions, make_capture
+from elvsm_nerfstudio.stages import Stages
 
 
 @dataclass
@@ -36,21 +35,8 @@ class Options:
 def main(args: list[str]) -> None:
     """Command line."""
     options = parse(Options, "poses", __doc__, args)
-    columns = TextColumn("[green]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    console = Console()
-    with Progress(*columns, console=console) as progress:
-        report = make_capture(options.source, options.output, options.poses, progress)
-    print(describe(report))
+    with Stages() as stages:
+        report = make_capture(options.source, options.output, options.poses, stages)
+    print(report.describe())
     print(f"Capture: {options.output}, report: {options.output / REPORT}, picture: {options.output / PICTURE}")
     print(f"Next: elvsm show {options.output}")
-
-
-def describe(report: PoseReport) -> str:
-    """The report in sentences."""
-    text = (
-        f"{report.registered} of {report.photos} photos have a camera; mean reprojection error "
-        f"{report.reprojection_error:.2f} pixels, {report.points} points."
-    )
-    if report.missing:
-        text += f"\nWithout one, and not in the capture: {', '.join(report.missing)}"
-    return text

@@ -22,6 +22,8 @@ def main(args: list[str]) -> None:
     options = parse(ShowOptions, "show", __doc__, args)
     shown = show(options, lambda sentence: print(textwrap.fill(sentence, 100)))
     report = shown.report
+    if shown.poses is not None:
+        print(shown.poses.describe())
     times = f"{report['encode_ms']:.0f} ms for {len(report['context'])} photos, {report['render_ms']:.0f} ms a frame"
     print(f"Encoding took {times}; {report['seconds_after_poses']:.0f} s in all with known cameras.")
     for label, name in (("Video", "video.mp4"), ("Animation", "video.gif"), ("Sheet", "sheet.png")):

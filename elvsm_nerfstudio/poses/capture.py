@@ -7,13 +7,9 @@ import io
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
-
-from rich.progress import Progress
 
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.report import write_json
@@ -21,6 +17,7 @@ from elvsm_nerfstudio.poses.mapping import CameraModel, Mapping, Matching, load_
 from elvsm_nerfstudio.poses.photos import Photo, check_source, copy_photos, find_photos, is_video
 from elvsm_nerfstudio.poses.picture import write_picture
 from elvsm_nerfstudio.poses.video import extract_sharp_frames
+from elvsm_nerfstudio.stages import Stages
 
 if TYPE_CHECKING:
     import pycolmap
@@ -67,10 +64,20 @@ class PoseReport:
     cameras: list[dict[str, Any]]
     """Each camera's model, size, parameters as COLMAP orders them, and whether its focal length began at EXIF's."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each stage; 0 where its results were there already."""
+    """Of each stage."""
+
+    def describe(self) -> str:
+        """What a user wants to know, in sentences."""
+        text = (
+            f"{self.registered} of {self.photos} photos have a camera; mean reprojection error "
+            f"{self.reprojection_error:.2f} pixels, {self.points} points."
+        )
+        if self.missing:
+            text += f"\nWithout one, and not in the capture: {', '.join(self.missing)}"
+        return text
 
 
-def make_capture(source: Path, output: Path, options: PoseOptions, progress: Progress) -> PoseReport:
+def make_capture(source: Path, output: Path, options: PoseOptions, stages: Stages) -> PoseReport:
     """Finds the cameras of photos (a folder) or of a video, and writes a capture.
 
     ``output`` gets ``images``, ``transforms.json``, ``sparse_pc.ply``, ``poses.json``, ``poses.png`` and, in
@@ -78,7 +85,7 @@ def make_capture(source: Path, output: Path, options: PoseOptions, progress: Pro
     the same report. Other photos or options begin anew.
 
     Args:
-        progress: gets a bar for each stage.
+        stages: gets a bar for each stage.
 
     Raises:
         DataError: where the photos cannot be read, the folder is of something else, or too few photos have cameras;
@@ -95,42 +102,34 @@ def make_capture(source: Path, output: Path, options: PoseOptions, progress: Pro
     if work.is_done():
         return PoseReport(**json.loads((output / REPORT).read_text("utf8")))
     work.begin()
-    seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(title: str, total: int) -> Iterator[Any]:
-        task, start = progress.add_task(title, total=total), time.perf_counter()
-        yield task
-        seconds[title] = round(time.perf_counter() - start, 2)
-
     images = output / "images"
     if from_video:
         files = work.frames()
         if files is None:
-            with stage("Frames of the video", 100) as task:
+            with stages.stage("Frames of the video", 100) as stage:
                 files = extract_sharp_frames(
-                    source, images, options.num_frames, lambda share: progress.update(task, completed=int(100 * share))
+                    source, images, options.num_frames, lambda share: stage.reach(int(100 * share))
                 )
             work.remember_frames(files)
-    with stage("Photos", len(files)) as task:
-        photos = copy_photos(files, images, lambda: progress.advance(task))
+    with stages.stage("Photos", len(files)) as stage:
+        photos = copy_photos(files, images, stage.advance)
     names = [photo.name for photo in photos]
     mapping = Mapping(images, output / WORK, options.camera_model)
-    with stage("Features", len(photos)) as task:
-        mapping.extract(photos, lambda count: progress.advance(task, count))
+    with stages.stage("Features", len(photos)) as stage:
+        mapping.extract(photos, stage.advance)
     pairs = pairs_to_match(names, options.matching, from_video)
-    with stage("Pairs of photos", len(pairs)) as task:
-        mapping.match(pairs, lambda count: progress.advance(task, count))
-    with stage("Cameras", len(photos)) as task:
-        model = mapping.reconstruct(lambda count: progress.update(task, completed=count))
+    with stages.stage("Pairs of photos", len(pairs)) as stage:
+        mapping.match(pairs, stage.advance)
+    with stages.stage("Cameras", len(photos)) as stage:
+        model = mapping.reconstruct(stage.reach)
 
-    report = _report(model, photos, seconds)
+    report = _report(model, photos, stages.seconds)
     _check_usable(source, report)
-    with stage("Capture", 2) as task:
+    with stages.stage("Capture", 2) as stage:
         write_picture(output / PICTURE, model)
-        progress.advance(task)
+        stage.advance()
         _write_capture(output)
-        progress.advance(task)
+        stage.advance()
     write_json(output / REPORT, asdict(report))
     work.end()
     return report

@@ -7,11 +7,11 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, TypeVar
 
 import torch
 import tyro
@@ -22,22 +22,25 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image, ImageOps
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elvsm_nerfstudio.compare.path import largest_gap, path_through
+from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.images import DataError, is_cut_out
 from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, Scene, SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_json
-from elvsm_nerfstudio.poses.capture import PoseOptions, make_capture
+from elvsm_nerfstudio.model import EfficientLVSMModel
+from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.photos import check_source, find_photos, is_video
 from elvsm_nerfstudio.poses.video import video_size
 from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_run
 from elvsm_nerfstudio.show.expectations import expectations, has_relative_encoding, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
 from elvsm_nerfstudio.show.picture_sheet import Row, to_image, write_sheet
+from elvsm_nerfstudio.stages import Stages
 from elvsm_nerfstudio.views import Views
 
+T = TypeVar("T")
 MIN_CONTEXT_VIEWS = 4
 """Of networks that were trained with fewer: two photos of a whole capture have little in common."""
 REPORT = "show.json"
@@ -83,12 +86,14 @@ class Shown:
     folder: Path
     config: Path
     """The run's config.yml."""
+    poses: Optional[PoseReport]
+    """Where cameras were found first."""
     report: dict[str, Any]
     """As it stands in show.json."""
 
 
 def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
-    """Goes all the way; ``output`` is written to, and what an earlier call wrote there is replaced.
+    """Goes all the way; what an earlier call wrote to the same folder is replaced.
 
     Args:
         say: told what to expect before anything is computed, in plain text.
@@ -96,123 +101,114 @@ def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
     Raises:
         ValueError, OSError: where the photos, the weights or the capture cannot be used.
     """
-    start = time.perf_counter()
     source, output = options.source, options.output or Path("outputs") / f"{_name(options.source)}-show"
     if (output / "run").exists() and not (output / REPORT).exists():
         raise DataError(f"{output / 'run'} exists and is not of this program; choose another --output")
-    weights = config_for_weights(options.weights, None)
-    trained = weights.pipeline.datamanager.image_size
-    network = weights.pipeline.model.network
-
+    method = config_for_weights(options.weights, None)
+    network, trained = method.pipeline.model.network, method.pipeline.datamanager.image_size
     scene = _scene(source) if _is_capture(source) else None
     photo, cut_out = first_photo(source) if scene is None else (_common_size(scene), scene.is_cut_out)
-    size = options.image_size or (
-        whole_size(photo, trained, network.patch_size) if has_relative_encoding(network) else trained
-    )
+    size = trained
+    if options.image_size is not None:
+        size = options.image_size
+    elif has_relative_encoding(network):
+        size = whole_size(photo, trained, network.patch_size)
     for sentence in expectations(str(options.weights), network, photo, size, cut_out):
         say(sentence)
 
-    seconds: dict[str, float] = {}
-    columns = TextColumn("[green]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=CONSOLE) as progress:
-
-        @contextmanager
-        def stage(title: str, total: int) -> Iterator[Callable[[], None]]:
-            task, begun = progress.add_task(title, total=total), time.perf_counter()
-            yield lambda: progress.advance(task)
-            progress.update(task, completed=total)
-            seconds[title] = round(time.perf_counter() - begun, 2)
-
+    with Stages(CONSOLE) as stages:
         capture, poses = source, None
         if scene is None:
             capture = output / "capture"
-            poses = make_capture(source, capture, options.poses, progress)
-        begun = time.perf_counter()
-        with stage("Weights and photos", 2) as advance:
+            poses = make_capture(source, capture, options.poses, stages)
+        start = time.perf_counter()
+        with stages.stage("Weights and photos", 2) as stage:
             shutil.rmtree(output / "run", ignore_errors=True)
-            count = options.num_context_views or max(
-                MIN_CONTEXT_VIEWS, weights.pipeline.datamanager.context_view_bounds[1]
-            )
             write_json(output / REPORT, {})  # from here on output/run is ours
+            bounds = method.pipeline.datamanager.context_view_bounds
             run = make_run(
                 RunOptions(
                     weights=options.weights,
                     data=capture.resolve(),
                     dataparser=_dataparser(capture),
                     image_size=size,
-                    num_context_views=count,
+                    num_context_views=options.num_context_views or max(MIN_CONTEXT_VIEWS, bounds[1]),
                     output_dir=output,
                     name="run",
                 )
             )
-            advance()
+            stage.advance()
             _, pipeline, _, _ = eval_setup(run, test_mode="inference")
-        model, datamanager = pipeline.model, pipeline.datamanager
-        scene = datamanager.collection.load(datamanager.shown)
-        shown = datamanager.shown_scene(max_targets=1)
-        with stage("Context views", 1):
-            encode_ms = _milliseconds(model.memory, model.device)
-        memory = model.memory()
-
-        held_out = _not_given(scene, shown.context_names)
-        cameras = scene.cropped_cameras(held_out, datamanager.config.images)
-        truths = scene.read_images(held_out, datamanager.config.images).float() / 255
-        with stage("Photos not given", len(held_out)) as advance:
-            renders = []
-            for i in range(len(held_out)):
-                renders.append(model.render(memory, cameras[i : i + 1])["rgb"].cpu())
-                advance()
-        path, around = film_path(shown.views.context, round(options.seconds * options.fps))
-        frames, times = [], []
-        with stage("Frames of the video", len(path)) as advance:
-            for i in range(len(path)):
-                times.append(
-                    _milliseconds(
-                        lambda i=i: frames.append(to_image(model.render(memory, path[i : i + 1])["rgb"])), model.device
-                    )
-                )
-                advance()
-        with stage("Video and sheet", 3 if options.gif else 2) as advance:
-            large = [enlarged(frame) for frame in frames]
-            write_mp4(output / "video.mp4", large, options.fps)
-            advance()
-            given = [to_image(rgb) for rgb in shown.views.context.rgb[0]]
-            scores = [round(float(psnr(render, truth)), 2) for render, truth in zip(renders, truths)]
-            rows = [Row("Given to the network", given[:SHEET_COLUMNS])]
-            if held_out:
-                caption = f"Rendered from the photos given, mean PSNR {sum(scores) / len(scores):.1f} dB"
-                rows += [
-                    Row("Photos not given", list(map(to_image, truths))),
-                    Row(caption, list(map(to_image, renders))),
-                ]
-            spread = [frames[round(i * (len(frames) - 1) / SHEET_COLUMNS)] for i in range(SHEET_COLUMNS)]
-            write_sheet(output / "sheet.png", [*rows, Row("Frames of the video", spread)])
-            advance()
-            if options.gif:
-                step = max(1, options.fps // GIF_FPS)
-                write_gif(output / "video.gif", [_narrow(frame) for frame in large[::step]], options.fps // step)
-                advance()
-
+            stage.advance()
+        pictures = _make_pictures(pipeline.model, pipeline.datamanager, options, output, stages)
     report = {
         "source": str(source),
         "weights": str(options.weights),
         "capture": str(capture),
         "run": str(run),
         "size": list(size),
-        "context": list(shown.context_names),
-        "way": "around the scene" if around else "along the context views and back",
-        "photos_not_given": [scene.frame_names[frame] for frame in held_out],
-        "psnr_not_given": scores,
-        "device": str(model.device),
+        **pictures,
+        "device": str(pipeline.model.device),
         "threads": torch.get_num_threads(),
-        "encode_ms": round(encode_ms, 1),
-        "render_ms": round(statistics.median(times), 1),
-        "seconds": {**seconds, "all": round(time.perf_counter() - start, 1)},
-        "seconds_after_poses": round(time.perf_counter() - begun, 1),
+        "seconds": stages.seconds,
+        "seconds_after_poses": round(time.perf_counter() - start, 1),
         "poses": poses and asdict(poses),
     }
     write_json(output / REPORT, report)
-    return Shown(output, run, report)
+    return Shown(output, run, poses, report)
+
+
+def _make_pictures(
+    model: EfficientLVSMModel, datamanager: ViewSetDataManager, options: ShowOptions, output: Path, stages: Stages
+) -> dict[str, Any]:
+    """Writes video and sheet, and returns what the report says of them."""
+    scene, shown = datamanager.collection.load(datamanager.shown), datamanager.shown_scene(max_targets=1)
+    with stages.stage("Context views", 1) as stage:
+        memory, encode_ms = _timed(model.memory, model.device)
+        stage.advance()
+
+    not_given = _not_given(scene, shown.context_names)
+    images = datamanager.config.images
+    truths, renders = scene.read_images(not_given, images).float() / 255, []
+    with stages.stage("Photos not given", len(not_given)) as stage:
+        for frame in not_given:
+            renders.append(model.render(memory, scene.cropped_cameras([frame], images))["rgb"].cpu())
+            stage.advance()
+    scores = [round(float(psnr(render, truth)), 2) for render, truth in zip(renders, truths)]
+
+    path, around = film_path(shown.views.context, round(options.seconds * options.fps))
+    frames, times = [], []
+    with stages.stage("Frames of the video", len(path)) as stage:
+        for i in range(len(path)):
+            rendered, ms = _timed(partial(model.render, memory, path[i : i + 1]), model.device)
+            frames.append(to_image(rendered["rgb"]))
+            times.append(ms)
+            stage.advance()
+
+    with stages.stage("Video and sheet", 2 + options.gif) as stage:
+        large = [enlarged(frame) for frame in frames]
+        write_mp4(output / "video.mp4", large, options.fps)
+        stage.advance()
+        rows = [Row("Given to the network", [to_image(rgb) for rgb in shown.views.context.rgb[0][:SHEET_COLUMNS]])]
+        if not_given:
+            caption = f"Rendered from the photos given, mean PSNR {statistics.mean(scores):.1f} dB"
+            rows.append(Row("Photos not given", [to_image(truth) for truth in truths]))
+            rows.append(Row(caption, [to_image(render) for render in renders]))
+        spread = [frames[i * (len(frames) - 1) // SHEET_COLUMNS] for i in range(SHEET_COLUMNS)]
+        write_sheet(output / "sheet.png", [*rows, Row("Frames of the video", spread)])
+        stage.advance()
+        if options.gif:
+            step = max(1, options.fps // GIF_FPS)
+            write_gif(output / "video.gif", [_narrow(frame) for frame in large[::step]], options.fps // step)
+            stage.advance()
+    return {
+        "context": list(shown.context_names),
+        "way": "around the scene" if around else "along the context views and back",
+        "photos_not_given": [scene.frame_names[frame] for frame in not_given],
+        "psnr_not_given": scores,
+        "encode_ms": round(encode_ms, 1),
+        "render_ms": round(statistics.median(times), 1),
+    }
 
 
 def film_path(context: Views, count: int) -> tuple[Cameras, bool]:
@@ -287,8 +283,8 @@ def _not_given(scene: Scene, context: Sequence[str]) -> list[int]:
     return [others[i] for i in torch.linspace(0, len(others) - 1, count).round().long().tolist()]
 
 
-def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
-    """How long work took, the device waited for."""
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What work gives, and how many milliseconds it took, the device waited for."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -296,9 +292,9 @@ def _milliseconds(work: Callable[[], Any], device: torch.device) -> float:
 
     wait()
     start = time.perf_counter()
-    work()
+    result = work()
     wait()
-    return (time.perf_counter() - start) * 1e3
+    return result, (time.perf_counter() - start) * 1e3
 
 
 def _narrow(frame: Image.Image) -> Image.Image:
