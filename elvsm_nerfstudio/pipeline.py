@@ -204,8 +204,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
         """Metrics over every target of every scene of the evaluated split.
 
         Means are per image (``psnr``) and per scene, i.e. of the scenes' means (``psnr_per_scene``). Those that end in
-        ``_copy_nearest`` and ``_mean_of_context`` are floors: what the image of the nearest context view, and the mean
-        of all of them, score as they are. In ns-eval a protocol with several numbers of context views gives such
+        ``_copy_nearest`` and ``_mean_of_context`` are baselines: what the image of the nearest context view, and the
+        mean of all of them, score as they are. In ns-eval a protocol with several numbers of context views gives such
         averages for each, under ``by_context_views``, and what was evaluated is recorded with the result. Times are not
         part of it, so that the same evaluation gives the same result; they are written beside it, with a row for every
         image, where ns-eval says where to write.

@@ -15,7 +15,7 @@ from conftest import make_views, tiny_pipeline, write_collection
 
 from elvsm_nerfstudio.compare.scoring import frame_file, read_picture
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.evaluation.floors import copy_nearest, mean_of_context
+from elvsm_nerfstudio.evaluation.baselines import copy_nearest, mean_of_context
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 
 HERE = Path(__file__).parent
@@ -181,7 +181,7 @@ def test_a_process_that_dies_fails_on_its_scene_alone(tmp_path, monkeypatch):
         '    path.write_text(\'{"status": "done"}\')\n'
     )
     monkeypatch.setattr(compare_runs, "WORKER", (str(worker),))
-    layout, spec = Layout(tmp_path / "out"), MethodSpec("m", "floor", "copy-nearest")
+    layout, spec = Layout(tmp_path / "out"), MethodSpec("m", "baseline", "copy-nearest")
     settings = Settings("data", (16, 16), "white", None, 3, ("a", "b", "c"))
     jobs = [Job(4, scene, 0) for scene in "abc"]
     assert [job.scene for job in compare_runs.run_method(layout, settings, spec, jobs)] == ["a", "b", "c"]
@@ -221,7 +221,7 @@ def test_mean_of_context():
     torch.testing.assert_close(mean[1, 1], (views.rgb[1, 0] + views.rgb[1, 1] + views.rgb[1, 2]) / 3)
 
 
-def test_evaluation_reports_both_floors(plain):
+def test_evaluation_reports_both_baselines(plain):
     from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 
     pipeline = tiny_pipeline(plain)

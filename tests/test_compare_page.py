@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     for name in ("ours", "gaussians", "copy-nearest"):
         found = {c: [r for r in records if (r["method"], r["context_views"]) == (name, c)] for c in COUNTS}
         summaries = {str(count): summary(listed, METRICS) for count, listed in found.items()}
-        kind = "floor" if name == "copy-nearest" else "network"
+        kind = "baseline" if name == "copy-nearest" else "network"
         methods.append({"name": name, "kind": kind, "folder": name, "note": "a note", "summaries": summaries})
     frames = {"context": [0, 1, 2, 5], "targets": list(TARGETS)}
     names = {"context_names": ["a", "b", "c", "d"], "target_names": ["e", "f"]}

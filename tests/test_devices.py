@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from elvsm_nerfstudio.data.samples import Sample
 from elvsm_nerfstudio.evaluation import metrics
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.evaluator import Evaluation, Evaluator
-from elvsm_nerfstudio.evaluation.floors import FLOORS
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.method_configs import splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
@@ -384,14 +384,14 @@ def test_scores_during_training(cuda, collection):
     assert pipeline.model.get_image_metrics_and_images(outputs, batch)[0]["psnr"] > 0
 
 
-def test_all_metrics_and_floors_take_images_of_the_device(cuda, random_weights):  # noqa: F811
+def test_all_metrics_and_baselines_take_images_of_the_device(cuda, random_weights):  # noqa: F811
     prediction, truth = images(40, 40)
     expected = metrics.image_metrics(prediction, truth)
     found = metrics.image_metrics(prediction.to(cuda), truth.to(cuda))
     assert len(found) == 5 and found == pytest.approx(expected, rel=1e-4)
     views = make_views(2, 3, 16, 16), make_views(2, 2, 16, 16, seed=1)
-    for floor in FLOORS.values():
-        assert torch.equal(floor(*(v.to(cuda) for v in views)).cpu(), floor(*views))
+    for baseline in BASELINES.values():
+        assert torch.equal(baseline(*(v.to(cuda) for v in views)).cpu(), baseline(*views))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -497,7 +497,7 @@ def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
 
 def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path):
     from elvsm_nerfstudio.compare.layout import MethodSpec
-    from elvsm_nerfstudio.compare.methods import Floor, Network, SceneContext
+    from elvsm_nerfstudio.compare.methods import Baseline, Network, SceneContext
     from elvsm_nerfstudio.compare.path import path_through
 
     pipeline = tiny_pipeline(scene, device="cuda")
@@ -506,7 +506,7 @@ def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path
     spec = MethodSpec("ours", "network", "efficient-lvsm-tiny", weights=str(weights), finetune_minutes=1e-4)
     shown = pipeline.datamanager.shown_scene(max_targets=1)
     context = SceneContext("spheres", shown.views.context, tmp_path, 2)
-    for method in (Floor("copy-nearest"), Network(spec, cuda)):
+    for method in (Baseline("copy-nearest"), Network(spec, cuda)):
         prepared = method.prepare(context)
         for camera in (shown.cameras, path_through(context.views, 1).to(cuda)):
             assert prepared.render(camera).device == cuda

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_views
 
-from elvsm_nerfstudio.evaluation.floors import copy_nearest
+from elvsm_nerfstudio.evaluation.baselines import copy_nearest
 from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
 
 

@@ -16,7 +16,7 @@ from conftest import tiny_pipeline, write_collection
 from test_compare import write_run
 from torch.utils.tensorboard import SummaryWriter
 
-from elvsm_nerfstudio.evaluation.floors import copy_nearest
+from elvsm_nerfstudio.evaluation.baselines import copy_nearest
 from elvsm_nerfstudio.evaluation.metrics import psnr
 
 ROOT = Path(__file__).parents[1]

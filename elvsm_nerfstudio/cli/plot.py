@@ -1,6 +1,6 @@
 """Draws the PSNR of runs against steps and time, from their tensorboard logs: all validation scenes, where a run
-evaluated them (``--steps-per-eval-all-images N``), the floor of copying the nearest context view, and, for a run alone,
-its training batches.
+evaluated them (``--steps-per-eval-all-images N``), the baseline of copying the nearest context view, and, for a run
+alone, its training batches.
 
     elvsm plot --runs outputs/NAME/METHOD/TIMESTAMP outputs/OTHER/METHOD/TIMESTAMP --output curve.png
 

@@ -93,7 +93,7 @@ def notes_of(specs: Sequence[MethodSpec], records: dict[str, list[dict[str, Any]
         "Render a frame: median over targets, the device waited for, after a first one that does not count.",
         f"Peak memory: {memory}.",
         "On disk: weights for networks (the same for all scenes), Gaussians for splatfacto and splatfacto-sparse (for "
-        "each scene), the context photos, decoded, for floors.",
+        "each scene), the context photos, decoded, for baselines.",
     ]
 
 

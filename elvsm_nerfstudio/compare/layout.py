@@ -58,9 +58,9 @@ class MethodSpec:
     """A row of the comparison."""
 
     name: str
-    kind: Literal["floor", "network", "gaussians", "splatfacto"]
+    kind: Literal["baseline", "network", "gaussians", "splatfacto"]
     method: str
-    """As registered, or the floor's name."""
+    """As registered, or the baseline's name."""
     config: Optional[str] = None
     """A network's run: its config.yml; absent where the weights are a file of their own."""
     weights: Optional[str] = None

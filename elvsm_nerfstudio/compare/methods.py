@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.compare.layout import MethodSpec
-from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
@@ -68,17 +68,17 @@ class Method(Protocol):
         ...
 
 
-class Floor:
+class Baseline:
     """Something that needs no learning."""
 
     def __init__(self, name: str):
-        self._floor = FLOORS[name.replace("-", "_")]
+        self._baseline = BASELINES[name.replace("-", "_")]
 
     def prepare(self, scene: SceneContext) -> Prepared:
         context = scene.views
 
         def render(camera: Cameras) -> Tensor:
-            return self._floor(context, views_from_cameras(camera, 1, device=context.rgb.device))[0, 0]
+            return self._baseline(context, views_from_cameras(camera, 1, device=context.rgb.device))[0, 0]
 
         photos = context.rgb.numel()  # a byte for each colour
         return Prepared(render, seconds=0.0, disk_bytes=photos)

@@ -17,7 +17,7 @@ class CompareOptions:
     """A scene, or a collection whose test split is compared on: anything that ns-train takes."""
     methods: tuple[str, ...]
     """Rows of the table: methods of this package, splatfacto-sparse, on machines with CUDA also nerfstudio's own
-    splatfacto, the floors copy-nearest and mean-of-context, or names of your own for what --runs brings."""
+    splatfacto, the baselines copy-nearest and mean-of-context, or names of your own for what --runs brings."""
     output: Path
     """Folder for everything."""
     runs: tuple[str, ...] = ()

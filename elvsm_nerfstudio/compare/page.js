@@ -97,10 +97,10 @@ function drawScores() {
     const found = methods.filter((method) => !summaryOf(method).num_failed).map(values[key]);
     return found.length ? (higher ? Math.max(...found) : Math.min(...found)) : null;
   };
-  const floors = result.methods.filter((method) => method.kind === "floor");
-  const learned = result.methods.filter((method) => method.kind !== "floor");
+  const baselines = result.methods.filter((method) => method.kind === "baseline");
+  const learned = result.methods.filter((method) => method.kind !== "baseline");
   const best = Object.fromEntries(metrics.map((metric) => [metric.key, bestOf(learned, metric)]));
-  const floor = Object.fromEntries(metrics.map((metric) => [metric.key, bestOf(floors, metric)]));
+  const baseline = Object.fromEntries(metrics.map((metric) => [metric.key, bestOf(baselines, metric)]));
   const { key, descending } = state.scoreSort;
   const rows = key ? sorted(result.methods, values[key], descending) : result.methods;
   const head = element(
@@ -123,11 +123,11 @@ function drawScores() {
         if (value === null) return element("td", {}, "–");
         const mean = value.toFixed(digits);
         const spread = element("span", { class: "spread" }, ` ± ${found.metrics[`${key}_std`].toFixed(digits)}`);
-        const isFloor = method.kind === "floor";
-        const loses = !isFloor && floor[key] !== null && (higher ? value < floor[key] : value > floor[key]);
-        const marks = [!isFloor && value === best[key] ? "best" : "", loses ? "loses" : ""].join(" ").trim();
+        const isBaseline = method.kind === "baseline";
+        const loses = !isBaseline && baseline[key] !== null && (higher ? value < baseline[key] : value > baseline[key]);
+        const marks = [!isBaseline && value === best[key] ? "best" : "", loses ? "loses" : ""].join(" ").trim();
         return element("td", { "data-value": value },
-          element("span", { class: marks || null, title: loses ? "worse than a floor" : null }, mean), spread);
+          element("span", { class: marks || null, title: loses ? "worse than a baseline" : null }, mean), spread);
       }),
       ...costs.map(({ key }) => element("td", {}, threeDigits(values[key](method)) || "–")),
     );
@@ -305,7 +305,7 @@ function drawOnce() {
   find("notes").replaceChildren(...result.notes.map((note) => element("li", {}, note)));
 }
 
-const learned = result.methods.filter((method) => method.kind !== "floor");
+const learned = result.methods.filter((method) => method.kind !== "baseline");
 const score = (method) => summaryOf(method).metrics?.[metrics[0].key] ?? null;
 state.right = sorted(learned.length ? learned : result.methods, score, metrics[0].higher)[0].name;
 drawOnce();

@@ -10,16 +10,16 @@ from elvsm_nerfstudio.compare.scoring import METRICS, cost
 from elvsm_nerfstudio.evaluation.report import write_figure
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#e11d48", "#8b5cf6", "#d4a017", "#06b6d4", "#ec4899")
-"""Of the methods in their order; floors are grey."""
-FLOOR_COLOURS = ("#8a8f98", "#b3b7be")
+"""Of the methods in their order; baselines are grey."""
+BASELINE_COLOURS = ("#8a8f98", "#b3b7be")
 INK = {"light": "#1f2328", "dark": "#e6e8eb"}
 
 
 def method_colours(methods: list[Mapping[str, Any]]) -> dict[str, str]:
     """Each method's colour by name."""
     learned = iter(COLOURS * len(methods))
-    floors = iter(FLOOR_COLOURS * len(methods))
-    return {method["name"]: next(floors if method["kind"] == "floor" else learned) for method in methods}
+    baselines = iter(BASELINE_COLOURS * len(methods))
+    return {method["name"]: next(baselines if method["kind"] == "baseline" else learned) for method in methods}
 
 
 def write_plots(folder: Path, result: Mapping[str, Any]) -> list[str]:

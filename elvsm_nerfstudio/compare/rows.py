@@ -16,7 +16,7 @@ from elvsm_nerfstudio.compare.gaussians import GAUSSIANS, SPLATFACTO
 from elvsm_nerfstudio.compare.layout import MethodSpec
 from elvsm_nerfstudio.compare.methods import network_config
 from elvsm_nerfstudio.compare.options import CompareOptions
-from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
 from elvsm_nerfstudio.runs import last_checkpoint, network_methods, read_config
 
@@ -44,8 +44,8 @@ def find_methods(args: CompareOptions, whole_scenes: bool) -> list[MethodSpec]:
         runs.setdefault(PRETRAINED_METHOD, Path(PRETRAINED))
     _check_finetuning(args, runs)
     networks, installed = network_methods(), {point.name for point in entry_points(group="nerfstudio.method_configs")}
-    floors = [name.replace("_", "-") for name in FLOORS]
-    known = [*networks, *floors, *({GAUSSIANS} & installed), SPLATFACTO]
+    baselines = [name.replace("_", "-") for name in BASELINES]
+    known = [*networks, *baselines, *({GAUSSIANS} & installed), SPLATFACTO]
     for name in runs:
         if name not in args.methods:
             raise ValueError(f"--runs {name}=...: not among --methods, which are {', '.join(args.methods)}")
@@ -57,10 +57,10 @@ def find_methods(args: CompareOptions, whole_scenes: bool) -> list[MethodSpec]:
                 f"--methods {name}: no such method; did you mean {nearest}? There are {', '.join(known)}, and any "
                 f"name with a run of its own: --runs {name}=RUN"
             )
-        if name in runs and name in (*floors, GAUSSIANS, SPLATFACTO):
+        if name in runs and name in (*baselines, GAUSSIANS, SPLATFACTO):
             raise ValueError(f"--runs {name}=...: {name} takes no run, it is made from each scene's context views here")
-        if name in floors:
-            specs.append(MethodSpec(name, "floor", name, note="needs no learning: what a number is worth"))
+        if name in baselines:
+            specs.append(MethodSpec(name, "baseline", name, note="needs no learning: what a number is worth"))
         elif name == GAUSSIANS:
             specs.append(_gaussians(args))
         elif name == SPLATFACTO:

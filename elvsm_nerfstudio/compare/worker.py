@@ -18,7 +18,7 @@ from nerfstudio.cameras.cameras import Cameras
 
 from elvsm_nerfstudio.compare.gaussians import Gaussians, Splatfacto
 from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
-from elvsm_nerfstudio.compare.methods import Floor, Method, Network, SceneContext, device_to_use
+from elvsm_nerfstudio.compare.methods import Baseline, Method, Network, SceneContext, device_to_use
 from elvsm_nerfstudio.compare.path import path_through
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
@@ -30,8 +30,8 @@ from elvsm_nerfstudio.nn.device_memory import resident_bytes
 
 def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: torch.device) -> Method:
     """The method of a row, with its weights on the device."""
-    if spec.kind == "floor":
-        return Floor(spec.method)
+    if spec.kind == "baseline":
+        return Baseline(spec.method)
     if spec.kind == "network":
         return Network(spec, device)
     fitted = Gaussians if spec.kind == "gaussians" else Splatfacto

@@ -17,7 +17,7 @@ from torch import Tensor
 from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.scenes import SceneEntry
-from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
 from elvsm_nerfstudio.evaluation.protocols import Protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_image
@@ -35,7 +35,7 @@ class ImageResult:
     image: str
     context_views: int
     metrics: dict[str, float]
-    """With ``_copy_nearest`` and ``_mean_of_context``: what the floors score."""
+    """With ``_copy_nearest`` and ``_mean_of_context``: what the baselines score."""
     encode_ms: float
     render_ms: float
     rgb: Tensor
@@ -177,12 +177,12 @@ class Evaluator:
         results = []
         for count, memory, encode_ms in self._memories(scene):
             context = scene.views.context.select(range(count))
-            floors = {name: floor(context, scene.views.target)[0] for name, floor in FLOORS.items()}
+            baselines = {name: baseline(context, scene.views.target)[0] for name, baseline in BASELINES.items()}
             for index, (rgb, render_ms) in enumerate(self._rendered(memory, scene.cameras)):
                 truth = scene.views.target.rgb[0, index]
                 metrics = image_metrics(rgb, truth)
-                for floor, of_floor in floors.items():
-                    metrics |= {f"{k}_{floor}": v for k, v in image_metrics(of_floor[index], truth).items()}
+                for baseline, of_baseline in baselines.items():
+                    metrics |= {f"{k}_{baseline}": v for k, v in image_metrics(of_baseline[index], truth).items()}
                 results.append(ImageResult(scene.target_names[index], count, metrics, encode_ms, render_ms, rgb))
         return results
 

@@ -73,7 +73,7 @@ def code_version() -> dict[str, Optional[str]]:
 
 
 def plot_against_views(path: Path, title: str, by_views: Mapping[int, Mapping[str, float]]) -> None:
-    """PSNR against the number of context views, the model's and the floor's, with the spread over images, as a PNG."""
+    """Plots PSNR against the number of context views, the model's and the baseline's, with the spread over images."""
     import matplotlib
 
     matplotlib.use("Agg")

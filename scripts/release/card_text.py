@@ -108,14 +108,14 @@ def credits_table(scenes: Sequence[Mapping[str, str]]) -> str:
 
 
 def scores_table(by_views: Mapping[str, Scores]) -> str:
-    """The model's scores beside the floors', for each number of context views."""
+    """The model's scores beside the baselines', for each number of context views."""
     columns = {"SSIM": "ssim", "FLIP": "flip", "LPIPS (VGG)": "lpips_vgg", "LPIPS (Alex)": "lpips_alex"}
     present = {title: key for title, key in columns.items() if all(key in scores for scores in by_views.values())}
     rows = [f"| context views | PSNR | {' | '.join(present)} | PSNR, copying the nearest | PSNR, mean of context |"]
     rows.append("|---" * (len(present) + 4) + "|")
     for count, scores in by_views.items():
         cells = [_spread(scores, "psnr", 2), *(_spread(scores, key, 3) for key in present.values())]
-        cells += [_spread(scores, f"psnr_{floor}", 2) for floor in ("copy_nearest", "mean_of_context")]
+        cells += [_spread(scores, f"psnr_{baseline}", 2) for baseline in ("copy_nearest", "mean_of_context")]
         rows.append(f"| {count} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

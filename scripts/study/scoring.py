@@ -14,7 +14,7 @@ from torch import Tensor
 from elvsm_nerfstudio.compare.methods import device_to_use
 from elvsm_nerfstudio.data.datamanager import EvaluationScene
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
-from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import lpips, psnr, ssim
 from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
 from elvsm_nerfstudio.evaluation.results import averages
@@ -116,9 +116,9 @@ class Scorer:
                 shown = shown_scenes(scenes)
                 context = [[scene.views.context.rgb[0, view] for scene in shown] for view in range(CURVE_VIEWS)]
                 truth = [scene.views.target.rgb[0, 0] for scene in shown]
-                renders = [pictures(floor, scenes) for floor in FLOORS.values()]
+                renders = [pictures(floor, scenes) for floor in BASELINES.values()]
                 write_image(layout.floor_pictures, sheet([*context, truth, *renders]))
-            write_json(path, {name: score(floor, scenes, counts, all_metrics) for name, floor in FLOORS.items()})
+            write_json(path, {name: score(floor, scenes, counts, all_metrics) for name, floor in BASELINES.items()})
         return {name: by_views(rows) for name, rows in read_json(path).items()}
 
 

@@ -22,4 +22,4 @@ def mean_of_context(context: Views, target: Views) -> Float[Tensor, "scene targe
     return mean.expand(-1, target.num_views, -1, -1, -1)
 
 
-FLOORS = {"copy_nearest": copy_nearest, "mean_of_context": mean_of_context}
+BASELINES = {"copy_nearest": copy_nearest, "mean_of_context": mean_of_context}
