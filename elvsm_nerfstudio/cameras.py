@@ -229,3 +229,14 @@ def _nerfstudio_directions(
     if not directions.isfinite().all():
         raise ValueError("the cameras' distortion leads to rays that are not finite; check the distortion parameters")
     return (directions * directions.new_tensor([1.0, -1.0, -1.0]))[which.to(device)]
+
+
+def in_fewer_pixels(camera: Cameras, scale: float) -> Cameras:
+    """A camera [1] that sees the same in a picture that is smaller by a factor up to 1."""
+    height, width = int(camera.height[0]), int(camera.width[0])
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    y, x = rows / max(1, height), columns / max(1, width)
+    return Cameras(
+        camera.camera_to_worlds, camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, columns, rows,
+        camera.distortion_params, camera.camera_type,
+    )  # fmt: skip

@@ -10,14 +10,21 @@ from typing import Annotated, Any, Literal, Optional, Union
 import torch
 import tyro
 from jaxtyping import Float
-from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn import Parameter
 
-from elvsm_nerfstudio.cameras import can_be_extended, extended_cameras, on_cpu, views_from_cameras
+from elvsm_nerfstudio.cameras import (
+    can_be_extended,
+    extended_cameras,
+    in_fewer_pixels,
+    on_cpu,
+    views_from_cameras,
+)
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
@@ -72,6 +79,10 @@ class EfficientLVSMModelConfig(ModelConfig):
     nearest_views: Optional[int] = None
     """Renders each camera from only that many context views, those placed best for it, so that a frame costs the same
     however many there are; all of them if absent. Means nothing in training."""
+    render_size: Union[int, Literal["trained", "native"]] = "trained"
+    """How finely ns-render and the viewer compute frames: as context images of so many pixels in height, and enlarged
+    from that. 'trained' is the height of the context images, where a patch covers the angle that the network knows:
+    larger frames take long and look worse. 'native' computes every pixel. Means nothing in evaluation."""
     shifted_grids: Literal[1, 4] = 1
     """4 renders each picture on four grids of patches, shifted by half a patch, and takes the mean: patch borders go,
     at four times the cost. For networks that were trained with --pipeline.datamanager.lens-augmentation True."""
@@ -157,6 +168,7 @@ class EfficientLVSMModel(Model):
         self._context: Optional[Context] = None
         # What was encoded, dropped views included, and the part of it that is the context.
         self._memory: Optional[tuple[SceneMemory, SceneMemory]] = None
+        self._focal_per_height, self._said_size = 1.0, False
         self.render_for_viewer: Optional[Callable[[Cameras], RenderOutputs]] = None
         """Takes the place of ``get_outputs_for_camera`` once a viewer is there."""
 
@@ -193,6 +205,7 @@ class EfficientLVSMModel(Model):
         """
         ids = check_ids(range(views.context.num_views) if ids is None else ids, views.context.num_views)
         self._context, self._memory = Context(views.context, ids, self.frame_of(views)), None
+        self._focal_per_height = float(views.context.intrinsics[..., 1].mean())
 
     def edit_context(self, add: Optional[Views] = None, ids: Sequence[int] = (), drop: Collection[int] = ()) -> None:
         """Adds views to the context and drops others, at the cost of the views added; the canonical frame stays.
@@ -311,7 +324,29 @@ class EfficientLVSMModel(Model):
         """
         if self.render_for_viewer is not None:
             return self.render_for_viewer(camera)
-        return self.render(self.memory(), camera)
+        camera, asked = on_cpu(camera.reshape((1,))), self.config.render_size
+        size = int(camera.height[0]), int(camera.width[0])
+        if asked != "native":
+            context_height = self._require_context().views.directions.shape[-3]
+            camera = self.no_finer(camera, context_height if asked == "trained" else asked)
+        rows, columns = int(camera.height[0]), int(camera.width[0])
+        if (rows, columns) != size and not self._said_size:
+            self._said_size = True
+            CONSOLE.print(
+                f"Frames of {size[1]}x{size[0]} are computed at {columns}x{rows} and enlarged: the network knows no "
+                "finer ones. For others set --pipeline.model.render-size, in a run's config.yml render_size"
+            )
+        return RenderOutputs(rgb=enlarge(self.render(self.memory(), camera)["rgb"], size))
+
+    def no_finer(self, camera: Cameras, size: int) -> Cameras:
+        """A camera [1] on the CPU in at most as many pixels as a context image of a height in pixels would need for
+        what it sees; one of at most that height is left as it is."""
+        height = int(camera.height[0])
+        if height <= size:
+            return camera
+        perspective = int(camera.camera_type[0]) == CameraType.PERSPECTIVE.value
+        scale = size * self._focal_per_height / max(float(camera.fy[0]), 1e-9) if perspective else size / height
+        return in_fewer_pixels(camera, min(1.0, scale))
 
     def render(self, memory: SceneMemory, camera: Cameras) -> RenderOutputs:
         """Renders one camera, of shape () or (1,), from a scene's memory."""
@@ -365,3 +400,12 @@ def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"
 def _joined(views: Views, more: Views) -> Views:
     pairs = ((getattr(v, f) for v in (views, more)) for f in ("camera_to_world", "directions", "intrinsics", "rgb"))
     return Views(*(torch.cat([mine, theirs.to(mine.device)], dim=1) for mine, theirs in pairs))
+
+
+def enlarge(image: Tensor, size: tuple[int, int], nearest: bool = False) -> Tensor:
+    """[height, width, channel] at another size."""
+    if image.shape[:2] == size:
+        return image
+    mode = {"mode": "nearest-exact"} if nearest else {"mode": "bilinear", "align_corners": False, "antialias": True}
+    resized = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size, **mode)
+    return resized[0].permute(1, 2, 0)

@@ -28,11 +28,32 @@ def camera_of(pipeline, height: int, width: int, **changes) -> Cameras:
 
 
 def test_any_size_is_rendered_as_the_crop_of_the_padded_one(pipeline):
+    pipeline.model.config.render_size = "native"
     odd = pipeline.model.get_outputs_for_camera(camera_of(pipeline, 41, 53))["rgb"]
     whole = pipeline.model.get_outputs_for_camera(camera_of(pipeline, 48, 56))["rgb"]
     assert odd.shape == (41, 53, 3)
     assert torch.equal(odd, whole[:41, :53])
     assert odd.std() > 1e-3
+
+
+def test_frames_are_computed_no_finer_than_the_network_knows(pipeline, capsys):
+    model = pipeline.model
+    tokens = []
+    hook = model.network.target_tokenizer.register_forward_hook(lambda *call: tokens.append(call[2].shape[2]))
+    # Context images are 16 pixels high with a focal length of 25; 40 for 48 pixels would be 25 for 30.
+    camera = camera_of(pipeline, 48, 56)
+    for size, computed in (("trained", (30, 35)), (32, (48, 56)), (8, (15, 18)), ("native", (48, 56))):
+        model.config.render_size = size
+        rgb = model.get_outputs_for_camera(camera)["rgb"]
+        assert rgb.shape == (48, 56, 3) and rgb.std() > 1e-3
+        assert tokens.pop() == -(-computed[0] // 8) * -(-computed[1] // 8), size
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("Frames of 56x48 are computed at 35x30 and enlarged") == 1
+    # Frames of the context's height are whole, whatever their lens: those are what evaluation compares.
+    model.config.render_size = "trained"
+    long = Cameras(camera.camera_to_worlds, fx=90.0, fy=90.0, cx=12.0, cy=8.0, height=16, width=24)
+    assert model.get_outputs_for_camera(long)["rgb"].shape == (16, 24, 3) and tokens == [2 * 3]
+    hook.remove()
 
 
 def test_a_camera_without_batch_and_other_lenses_render(pipeline):
