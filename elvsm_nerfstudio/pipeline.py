@@ -19,6 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.lenses import SIDE_MULTIPLE
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
@@ -100,12 +101,29 @@ class EfficientLVSMPipeline(VanillaPipeline):
         if test_mode != "val":
             # ns-render makes data managers of other splits from this config, for the cameras of the scene shown here.
             self.datamanager.config.scene = self.datamanager.shown.name
-        # Without targets in the canonical frame there is no need to decode them all.
-        max_targets = None if config.model.canonical_frame == "context+target" else 1
-        pool = ContextPool.of_shown_scene(self.datamanager)
-        self.model.set_context(self.datamanager.shown_scene(max_targets).views, pool.context)
+        shown = self.datamanager.shown.name
+        scenes = list(dict.fromkeys([shown, *(entry.name for entry in self.datamanager.eval_entries)]))
+        controls = ContextControls(self.model, self._show(shown), scenes, shown, self._show)
         # Found there by the viewer; without one they do nothing.
-        self.add_module(FOLDER, ContextControls(self.model, pool).elements)
+        self.add_module(FOLDER, controls.elements)
+
+    def _show(self, scene: str) -> ContextPool:
+        """Shows a scene: gives the model its context, and tells what else may be context.
+
+        Raises:
+            DataError: where it cannot be read; the one before is still shown.
+        """
+        before = self.datamanager.shown.name
+        # Without targets in the canonical frame there is no need to decode them all.
+        max_targets = None if self.config.model.canonical_frame == "context+target" else 1
+        try:
+            self.datamanager.show(scene)
+            pool = ContextPool.of_shown_scene(self.datamanager)
+            self.model.set_context(self.datamanager.shown_scene(max_targets).views, pool.context)
+        except DataError:
+            self.datamanager.show(before)
+            raise
+        return pool
 
     @property
     def model(self) -> EfficientLVSMModel:

@@ -1,7 +1,10 @@
 """The viewer's controls, in process: a context that is edited, frames that always come, attention to views."""
 
+import html
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
@@ -16,6 +19,7 @@ from nerfstudio.viewer.viewer import Viewer
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetTrace
 
 from elvsm_nerfstudio import model as model_module
+from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from elvsm_nerfstudio.viewer import panel as viewer_module
@@ -256,6 +260,7 @@ def test_controls_are_found_in_their_order_and_the_first_picture_is_that_of_othe
     focal = 36 / torch.tan(torch.tensor(0.45))
     camera = Cameras(camera.camera_to_worlds, focal, focal, 50.0, 36.0, 100, 72)
     other = tiny_pipeline(scene)
+    other.model.config.render_size = "native"
     assert torch.allclose(rgb, other.model.get_outputs_for_camera(camera)["rgb"], atol=1e-5)
     assert other.model.render_for_viewer is None
 
@@ -303,7 +308,7 @@ def test_many_candidates_are_a_list(collection, tmp_path, monkeypatch):
     session = Session(tiny_pipeline(collection), tmp_path, default_composite_depth=False)
     try:
         assert list(session.elements) == [
-            "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", ""
+            "Scene", "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", ""
         ]  # fmt: skip
         first = session.model.context_ids
         session.set("View", "007")
@@ -371,6 +376,108 @@ def test_attention_is_shown_where_asked_for(session, monkeypatch):
     assert even.shape == (72, 100, 1) and 0 < even.min() and even.max() <= 1
 
 
+def test_browsers_have_frames_and_nearest_views_of_their_own(session, monkeypatch):
+    poses = session.pool.poses
+    session.set("Choice", "nearest to camera")
+    machine = RenderStateMachine(session.viewer, 1.0, client=None)
+
+    def frame(at: int):
+        camera = CameraState(fov=0.9, aspect=1.37, c2w=poses[at], camera_type=CameraType.PERSPECTIVE)
+        return machine._render_img(camera)["rgb"]
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        positions = {one: 0, other: int((poses[:, :, 3] - poses[0, :, 3]).norm(dim=-1).argmax())}
+        frames = {browser: browser.submit(frame, at).result() for browser, at in positions.items()}
+        encoded = count_encoded_views(session.pipeline, monkeypatch)
+        edits = count_calls(session.model, "edit_context", monkeypatch)
+        for browser, at in positions.items():
+            assert torch.allclose(browser.submit(frame, at).result(), frames[browser], atol=1e-6)
+        assert encoded == [] and edits == []
+        nearest = [viewer_module.nearest_views(poses, poses[at], 2) for at in positions.values()]
+        assert set(session.model.context_ids) == {session.pool.frames[i] for views in nearest for i in views}
+
+        def fail(*args):
+            raise torch.OutOfMemoryError("no room for this")
+
+        monkeypatch.setattr(session.model, "render", fail)
+        for browser, at in positions.items():
+            assert torch.equal(browser.submit(frame, at).result(), frames[browser])
+
+
+def count_calls(owner, name: str, monkeypatch) -> list:
+    calls, function = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **options: (calls.append(1), function(*args, **options))[1])
+    return calls
+
+
+def test_names_and_errors_are_no_markup(session, monkeypatch):
+    name, error = "000{document.title='x'}.png", "<img src=x onerror=alert(1)> **bold** [a](b)\nexport const x = 1"
+    controls = session.model.render_for_viewer.__self__
+    monkeypatch.setattr(controls, "_pool", replace(controls._pool, names=(name, *controls._pool.names[1:])))
+    controls._unusable[3] = error
+    session.set("Choice", "nearest to camera")
+    session.set("Number", 11)
+    session.render()
+    shown = session.status.gui_handle.content
+    for text in (name, error):
+        assert viewer_module.plain(text) in shown and html.unescape(viewer_module.plain(text)) == text.replace(
+            "\n", " "
+        )
+    assert not set("{}<>`[]") & set(shown) and shown.count("*") == 4
+
+    def fail(*args):
+        raise ValueError(error)
+
+    monkeypatch.setattr(session.model, "render", fail)
+    session.render()
+    assert not set("{}<>`[]") & set(session.status.gui_handle.content)
+
+
+def test_another_scene_of_a_collection_is_shown(collection, tmp_path, monkeypatch):
+    session = Session(tiny_pipeline(collection), tmp_path, default_composite_depth=False)
+    try:
+        first, names = session.render()["rgb"], [entry.name for entry in session.pipeline.datamanager.eval_entries]
+        assert session.elements["Scene"].gui_handle.options == tuple(names) == ("scene_5", "scene_6")
+        session.set("Scene", "scene_6")
+        second = session.render()["rgb"]
+        alone = tiny_pipeline(collection, scene="scene_6")
+        assert session.pipeline.datamanager.shown.name == "scene_6" and not torch.equal(first, second)
+        for views in ("context", "target"):
+            mine, theirs = (getattr(p.datamanager.shown_scene().views, views) for p in (session.pipeline, alone))
+            assert torch.equal(mine.rgb, theirs.rgb)
+        assert torch.equal(session.model._context.views.rgb, alone.model._context.views.rgb)
+        assert len(session.viewer.camera_handles) == len(pool_of(alone).frames)
+        monkeypatch.setattr(session.pipeline.datamanager.collection, "load", broken(DataError("{gone}")))
+        session.set("Scene", "scene_5")
+        session.render()
+        assert session.elements["Scene"].value == "scene_6" == session.pipeline.datamanager.shown.name
+        assert viewer_module.plain("Scene scene_5 cannot be shown: {gone}") in session.status.gui_handle.content
+    finally:
+        session.viewer.viser_server.stop()
+
+
+def broken(error: Exception):
+    def fail(*args, **options):
+        raise error
+
+    return fail
+
+
+def test_no_more_frustums_than_nerfstudio_shall_draw(pipeline, tmp_path):
+    session = Session(pipeline, tmp_path, default_composite_depth=False, max_num_display_images=4)
+    try:
+        session.render()
+        numbers = [session.pool.frames.index(frame) for frame in session.pool.context]
+        assert len(session.viewer.camera_handles) == 4 and len(session.pool.frames) > 6
+        new = [frame for frame in session.pool.frames if frame not in session.pool.context][-3:]
+        for frame in new:
+            session.set(f"View {frame:03d}", True)
+        session.render()
+        assert len(session.viewer.camera_handles) == 4 and len(session.model.context_ids) == len(numbers) + 3
+    finally:
+        session.viewer.viser_server.stop()
+
+
 def test_frustums_show_what_is_in_use(session, monkeypatch):
     drawn = {}
     scene = session.viewer.viser_server.scene
@@ -403,7 +510,7 @@ def test_a_frame_that_cannot_be_rendered_is_the_last_one_and_the_reason_is_shown
         failed = [session.render(), session.render("low_move")]
     assert torch.equal(failed[0]["rgb"], good["rgb"]) and list(failed[0]) == list(good)
     assert failed[1]["rgb"].shape != good["rgb"].shape
-    assert "OutOfMemoryError: no room for this" in session.status.gui_handle.content
+    assert "OutOfMemoryError: no room for this" in html.unescape(session.status.gui_handle.content)
     assert capsys.readouterr().out.count("OutOfMemoryError: no room for this") == 2, "once for each row of failures"
     session.render()
     assert "could not" not in session.status.gui_handle.content

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from browser import Browser, find_chromium, wait_for
-from conftest import tiny_pipeline
+from conftest import tiny_pipeline, write_scene
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
 
@@ -27,6 +27,20 @@ PATIENCE = 90
 
 # viser 0.2.7 says this of the handle of nerfstudio's crop box, whatever the method.
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
+
+
+EVIL = "{document.title=1}<b"
+"""In the name of every photo: to viser's renderer of Markdown a script, and a tag that is never closed."""
+
+
+@pytest.fixture
+def scene(tmp_path) -> Path:
+    folder = write_scene(tmp_path / "spheres", num_frames=12)
+    for image in (folder / "images").iterdir():
+        image.rename(image.with_stem(image.stem + EVIL))
+    transforms = folder / "transforms.json"
+    transforms.write_text(transforms.read_text().replace(".png", f"{EVIL}.png"))
+    return folder
 
 
 @pytest.fixture
@@ -146,6 +160,8 @@ def choose(page: Browser, label: str, option: str) -> None:
 
 def test_the_picture_follows_camera_and_controls(server, page):
     page.wait_for_text("2 of 11 views in use")
+    shown = next(text for text in page.run("document.body.innerText").splitlines() if "views in use" in text)
+    assert shown.count(EVIL) == 2 and page.run("document.title") != "1"
     page.click(with_text("button", "Hide Train Cams"))  # what changes from here on is the render
     first = picture(page)
 

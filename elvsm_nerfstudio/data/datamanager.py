@@ -309,6 +309,16 @@ class ViewSetDataManager(VanillaDataManager):
         self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
         self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
 
+    def show(self, scene: str) -> None:
+        """Shows another scene.
+
+        Raises:
+            DataError: where there is none of that name, or it cannot be read.
+        """
+        if scene != self.shown.name:
+            self._show(self._entry(scene))
+            self.setup_eval()
+
     @property
     def evaluation_views(self) -> ViewRule:
         """How evaluation without a protocol, renders and the viewer choose views.
@@ -476,11 +486,14 @@ class ViewSetDataManager(VanillaDataManager):
             if not self.eval_entries:
                 say_once("no test split", f"{self.config.data} has no test split: a scene of another one is shown.")
             return next(iter((*self.eval_entries, *self.collection.split("val"), *self.train_entries)))
+        return self._entry(self.config.scene)
+
+    def _entry(self, name: str) -> SceneEntry:
         for entry in (*self.eval_entries, *self.collection.entries):
-            if entry.name == self.config.scene:
+            if entry.name == name:
                 return entry
         raise DataError(
-            f"--pipeline.datamanager.scene {self.config.scene}: {self.config.data} has no such scene; it has "
+            f"--pipeline.datamanager.scene {name}: {self.config.data} has no such scene; it has "
             f"{', '.join(entry.name for entry in (self.eval_entries or self.collection.entries)[:5])}, ..."
         )
 

@@ -34,9 +34,19 @@ class Frustums:
         # nerfstudio numbers the views that it draws in their order.
         self._number = {frame: number for number, frame in enumerate((*pool.context, *others))}
         self._drawn: dict[int, Colour] = {}
+        limit, frames = viewer.config.max_num_display_images, pool.frames
+        self._limit = len(frames) if limit < 0 else min(limit, len(frames))
+        self._spread = [frames[i * len(frames) // self._limit] for i in range(self._limit)]
+
+    def clear(self) -> None:
+        """Removes all frustums, those that nerfstudio has drawn too."""
+        handles, self._viewer.camera_handles = self._viewer.camera_handles, {}
+        self._viewer.original_c2w = {}
+        for handle in handles.values():
+            handle.remove()
 
     def draw(self, used: dict[int, Tensor], by_view: bool) -> None:
-        """Draws those that have changed.
+        """Draws those that have changed: of at most nerfstudio's --viewer.max-num-display-images, views in use first.
 
         Args:
             used: images of the views in use.
@@ -45,11 +55,24 @@ class Frustums:
         # init_scene draws its own frustums over ours, and sets this when it is done.
         if not hasattr(self._viewer, "train_state"):
             return
+        first = list(used)[: self._limit]
+        visible = {*first, *[frame for frame in self._spread if frame not in used][: self._limit - len(first)]}
         for position, frame in enumerate(self._pool.frames):
+            if frame not in visible:
+                self._remove(frame)
+                continue
             colour = UNUSED if frame not in used else view_colour(position) if by_view else USED
             if self._drawn.get(frame) != colour:
                 self._draw(position, frame, colour, used.get(frame))
                 self._drawn[frame] = colour
+
+    def _remove(self, frame: int) -> None:
+        if self._drawn.pop(frame, None) is None:
+            return
+        viewer, number = self._viewer, self._number[frame]
+        viewer.camera_handles[number].remove()
+        viewer.camera_handles = {n: handle for n, handle in viewer.camera_handles.items() if n != number}
+        viewer.original_c2w = {n: pose for n, pose in viewer.original_c2w.items() if n != number}
 
     def _draw(self, position: int, frame: int, colour: Colour, rgb: Tensor | None) -> None:
         viewer, camera = self._viewer, self._pool.cameras[position]

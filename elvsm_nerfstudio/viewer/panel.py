@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Thread, current_thread
 from typing import Literal, NamedTuple, Optional
+from weakref import WeakKeyDictionary
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -26,7 +28,7 @@ from viser import ViserServer
 
 from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views, nearest_views
-from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs
+from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs, enlarge
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
 from elvsm_nerfstudio.nn.memory import SceneMemory
@@ -63,8 +65,15 @@ class ViewerMarkdown(ViewerElement[str]):
         self.gui_handle = viser_server.gui.add_markdown("")
 
     def show(self, text: str) -> None:
+        """Shows Markdown; what comes from outside has to be ``plain``."""
         if self.gui_handle is not None and self.gui_handle.content != text:
             self.gui_handle.content = text
+
+
+def plain(text: str) -> str:
+    """Markdown that reads as the text. viser renders Markdown with JSX in it, so that a file's name could be a script:
+    all that is no letter, digit or space becomes a character reference."""
+    return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" if c.isprintable() else " " for c in text)
 
 
 class Elements(nn.Module):
@@ -94,8 +103,22 @@ class ContextControls:
     little at a time, and nothing that goes wrong there gets out of ``render``: it would end the thread unseen.
     """
 
-    def __init__(self, model: EfficientLVSMModel, pool: ContextPool):
+    def __init__(
+        self,
+        model: EfficientLVSMModel,
+        pool: ContextPool,
+        scenes: Sequence[str] = (),
+        shown: str = "",
+        show: Optional[Callable[[str], ContextPool]] = None,
+    ):
+        """The controls of one or several scenes.
+
+        Args:
+            scenes: that can be shown; ``shown`` is.
+            show: shows another one and gives the model its context.
+        """
         self._model, self._pool = model, pool
+        self._shown, self._show = shown, show
         self._position = {frame: position for position, frame in enumerate(pool.frames)}
         # The other networks have no attention of targets to context views apart from the rest.
         self._attention = ATTENTION if isinstance(model.network, EfficientLVSM) else {}
@@ -105,21 +128,28 @@ class ContextControls:
         self._frustums: Optional[Frustums] = None
         self._memory: Optional[SceneMemory] = None
         self._update_ms = 0.0
-        self._last: Optional[RenderOutputs] = None
-        self._error = ""
-        self._make_elements()
+        # Every browser has a render thread of its own.
+        self._last: WeakKeyDictionary[Thread, RenderOutputs] = WeakKeyDictionary()
+        self._asked: WeakKeyDictionary[Thread, tuple[Plan, tuple[int, ...]]] = WeakKeyDictionary()
+        self._error = self._refused = ""
+        self._make_elements(scenes)
 
-    def _make_elements(self) -> None:
+    def _make_elements(self, scenes: Sequence[str]) -> None:
         pool, names = self._pool, self._pool.names
+        several = len(scenes) > 1
+        self._scene = (
+            ViewerDropdown("Scene", self._shown, list(scenes), hint="Of the evaluated split") if several else None
+        )
         self._choice = ViewerDropdown(
             "Choice", "manual", ["manual", "farthest point", "nearest to camera"], cb_hook=lambda _: self._choose(),
             hint="How the context views are chosen: one by one, spread over the scene, or for each frame anew",
         )  # fmt: skip
         self._count = ViewerSlider(
-            "Number", len(pool.context), 1, max(2, len(names)), 1, disabled=True, cb_hook=lambda _: self._resize(),
+            "Number", len(pool.context), 1, max(32 if several else 2, len(names)), 1, disabled=True,
+            cb_hook=lambda _: self._resize(),
             hint="Context views, where they are not chosen one by one",
         )  # fmt: skip
-        few = len(names) <= MAX_BOXES
+        few = len(names) <= MAX_BOXES and not several
         self._boxes = {
             frame: ViewerCheckbox(
                 f"View {name}", frame in pool.context, cb_hook=lambda box, frame=frame: self._use(frame, box.value)
@@ -132,20 +162,21 @@ class ContextControls:
         drop = ViewerButton("Drop view", lambda _: self._use(self._listed_frame(), False))
         self._one_by_one = list(self._boxes.values()) if few else [self._listed, add, drop]
         made_for, patch = int(pool.cameras.height[0]), self._model.config.network.patch_size
+        largest, asked = max(1024, made_for), self._model.config.render_size
+        at_first = {"trained": made_for, "native": largest}.get(asked, asked)
         self._size = ViewerSlider(
-            "Render size", made_for, patch, max(1024, made_for), patch,
+            "Render size", at_first, patch, max(largest, at_first), patch,
             hint="Frames are computed as finely as context images of so many pixels in height, no finer, and enlarged "
             f"from that. The network was made for {made_for}: a patch then covers the angle that it knows",
         )  # fmt: skip
-        self._focal_per_pixel = float(pool.cameras.fy.mean()) / made_for
         self._precision = ViewerDropdown(
             "Precision", "fp32" if self._model.network.autocast_dtype is None else "bf16", ["bf16", "fp32"],
             hint="Of the transformer. Not while training, which has it in common",
         )  # fmt: skip
         self._status = ViewerMarkdown()
         self.elements = Elements(
-            [self._choice, self._count, *self._one_by_one, self._size, self._precision, self._status,
-             OnStart(self._start)]
+            [*filter(None, [self._scene]), self._choice, self._count, *self._one_by_one, self._size, self._precision,
+             self._status, OnStart(self._start)]
         )  # fmt: skip
 
     def _start(self, viewer: Viewer) -> None:
@@ -190,10 +221,28 @@ class ContextControls:
                 element.value = value
 
     def _spread(self) -> tuple[int, ...]:
-        return tuple(self._pool.frames[i] for i in farthest_point_views(self._pool.poses, self._count.value))
+        number = min(self._count.value, len(self._pool.frames))
+        return tuple(self._pool.frames[i] for i in farthest_point_views(self._pool.poses, number))
 
     def _listed_frame(self) -> int:
         return self._pool.frames[self._pool.names.index(self._listed.value)]
+
+    def _change_scene(self) -> None:
+        """Shows the scene that is asked for; where it cannot be, the one before stays and the reason is told."""
+        asked = self._scene.value
+        try:
+            self._pool = self._show(asked)
+        except ValueError as error:
+            self._refused, self._scene.value = f"Scene {asked} cannot be shown: {error}", self._shown
+            return
+        self._shown, self._refused = asked, ""
+        self._position = {frame: position for position, frame in enumerate(self._pool.frames)}
+        self._unusable, self._memory = {}, None
+        self._last.clear()
+        self._frustums.clear()
+        self._frustums = Frustums(self._viewer, self._pool)
+        self._listed.set_options(list(self._pool.names))
+        self._follow(Plan("manual", self._pool.context))
 
     # Rendering
 
@@ -209,21 +258,29 @@ class ContextControls:
         except Exception as error:  # whatever it is, it must not end the render thread
             with _uninterrupted():
                 self._report(error)
-            last = self._last or RenderOutputs(rgb=torch.full((1, 1, 3), 0.5, device=self._model.device))
-            return self._complete({name: _enlarge(last[name], size) for name in last})
+            last = self._last.get(current_thread()) or RenderOutputs(
+                rgb=torch.full((1, 1, 3), 0.5, device=self._model.device)
+            )
+            return self._complete({name: enlarge(last[name], size) for name in last})
 
     def _render(self, camera: Cameras, size: tuple[int, int]) -> RenderOutputs:
         model, watched = self._model, self._watched()
         if self._viewer.trainer is None:
             model.set_precision(self._precision.value)
+        if self._scene is not None and self._scene.value != self._shown:
+            with _uninterrupted():
+                self._change_scene()
         start = self._now()
-        unfinished = self._update_context(self._wanted(camera))
+        wanted = self._wanted(camera)
+        unfinished = self._update_context(wanted)
         memory = model.memory()
         encoded = self._now()
         if memory is not self._memory:
             self._memory, self._update_ms = memory, (encoded - start) * 1e3
+        ours = [id for id in memory.ids if id in wanted]
+        memory = memory.select(ours or memory.ids)
 
-        camera = _no_finer(camera, self._size.value * self._focal_per_pixel)
+        camera = model.no_finer(camera, self._size.value)
         height, width = int(camera.height[0]), int(camera.width[0])
         if watched:
             patch = model.config.network.patch_size
@@ -235,8 +292,8 @@ class ContextControls:
         else:
             outputs = model.render(memory, camera)
             decoded = self._now()
-        outputs = self._complete({name: _enlarge(map, size, name in ATTENTION) for name, map in outputs.items()})
-        self._last, self._error = outputs, ""
+        outputs = self._complete({name: enlarge(map, size, name in ATTENTION) for name, map in outputs.items()})
+        self._last[current_thread()], self._error = outputs, ""
         with _uninterrupted():
             self._describe(memory, (decoded - encoded) * 1e3, (height, width), unfinished)
             self._frustums.draw(model.context_images(), by_view="attention_view" in watched)
@@ -253,8 +310,13 @@ class ContextControls:
         return tuple(frame for frame in wanted if frame not in self._unusable)
 
     def _update_context(self, wanted: tuple[int, ...]) -> int:
-        """Brings the context to what is wanted as far as time allows; the number of views still to be added."""
+        """Brings the context to what is wanted as far as time allows; the number of views still to be added.
+
+        What other browsers want of the same plan stays: where views depend on the camera, they would drop each other's.
+        """
         model, end = self._model, time.perf_counter() + ADDING_SECONDS
+        self._asked[current_thread()] = self._plan, wanted
+        everyones = {frame for plan, frames in list(self._asked.values()) if plan is self._plan for frame in frames}
         missing = [frame for frame in wanted if frame not in model.context_ids]
         while missing and time.perf_counter() < end:
             frame = missing.pop(0)
@@ -265,7 +327,7 @@ class ContextControls:
                 continue
             model.edit_context(view, [frame])
             model.memory()
-        drop = [frame for frame in model.context_ids if frame not in wanted]
+        drop = [frame for frame in model.context_ids if frame not in everyones]
         if drop and len(drop) < len(model.context_ids):
             model.edit_context(drop=drop)
         return len(missing)
@@ -297,12 +359,14 @@ class ContextControls:
     # The panel
 
     def _describe(self, memory: SceneMemory, decode_ms: float, size: tuple[int, int], unfinished: int) -> None:
-        names = [self._pool.names[self._position[id]] for id in sorted(memory.ids)]
+        names = [plain(self._pool.names[self._position[id]]) for id in sorted(memory.ids)]
         shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
         lines = [f"**{len(names)} of {len(self._pool.frames)} views in use:** {shown}"]
+        if self._refused:
+            lines.append(plain(self._refused))
         if unfinished:
             lines.append(f"**{unfinished} more to be added**")
-        lines += [f"View {frame} left out: {reason}" for frame, reason in self._unusable.items()]
+        lines += [f"View {frame} left out: {plain(reason)}" for frame, reason in self._unusable.items()]
         precision = str(memory.dtype).removeprefix("torch.")
         lines += [
             f"Context updated in {self._update_ms:.1f} ms, frame rendered in {decode_ms:.1f} ms at {size[1]}x{size[0]}",
@@ -312,7 +376,7 @@ class ContextControls:
 
     def _report(self, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
-        self._status.show(f"**This frame could not be rendered:** {reason}")
+        self._status.show(f"**This frame could not be rendered:** {plain(reason)}")
         if reason != self._error:
             self._error = reason
             CONSOLE.print_exception()
@@ -327,24 +391,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         sys.settrace(trace)
-
-
-def _no_finer(camera: Cameras, focal: float) -> Cameras:
-    """A camera that sees the same in fewer pixels, if its focal length is more than that."""
-    height, width = int(camera.height[0]), int(camera.width[0])
-    scale = min(1.0, focal / float(camera.fy[0]))
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    y, x = rows / max(1, height), columns / max(1, width)
-    return Cameras(
-        camera.camera_to_worlds, camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, columns, rows,
-        camera.distortion_params, camera.camera_type,
-    )  # fmt: skip
-
-
-def _enlarge(image: Tensor, size: tuple[int, int], nearest: bool = False) -> Tensor:
-    """[height, width, channel] at another size."""
-    if image.shape[:2] == size:
-        return image
-    mode = {"mode": "nearest-exact"} if nearest else {"mode": "bilinear", "align_corners": False, "antialias": True}
-    resized = nn.functional.interpolate(image.permute(2, 0, 1)[None], size, **mode)
-    return resized[0].permute(1, 2, 0)
