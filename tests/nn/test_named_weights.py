@@ -29,7 +29,7 @@ from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_network, load_weights, 
 from elvsm_nerfstudio.training.checkpoints import write_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAME = Path("pretrained")
 
 

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from elvsm_nerfstudio.evaluation.baselines import copy_nearest
 from elvsm_nerfstudio.evaluation.metrics import psnr
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = (
     "--pipeline.model.network.width 32 --pipeline.model.network.num-layers 2 --pipeline.model.network.head-dim 16 "
     "--pipeline.datamanager.image-size 16 16 --pipeline.datamanager.scenes-per-batch 2 "

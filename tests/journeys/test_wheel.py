@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from test_make_object_scenes import furniture  # noqa: F401, a fixture
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

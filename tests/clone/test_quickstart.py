@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts/quickstart.sh"
+SCRIPT = Path(__file__).parents[2] / "scripts/quickstart.sh"
 RUN = "outputs/{}/efficient-lvsm-plus-tiny/run"
 
 

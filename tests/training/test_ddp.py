@@ -19,7 +19,7 @@ from elvsm_nerfstudio.views import Views, ViewSet
 def folder(tmp_path_factory, collection) -> Path:
     """What two ranks of two scenes each left behind."""
     folder = tmp_path_factory.mktemp("ddp")
-    launcher = Path(__file__).parent / "ddp_launcher.py"
+    launcher = Path(__file__).parents[1] / "ddp_launcher.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(launcher), str(folder), str(collection)], capture_output=True, text=True
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_poses, render_spheres
 
-RELEASE = Path(__file__).parents[1] / "scripts" / "release"
+RELEASE = Path(__file__).parents[2] / "scripts" / "release"
 SIZE = 40, 60
 """Height and width."""
 
