@@ -186,6 +186,8 @@ class PathCameras(Cameras):
 
     def get_intrinsics_matrices(self) -> Float[Tensor, "*camera 3 3"]:
         matrices = super().get_intrinsics_matrices()
+        if len(self) == 1:  # no path: a rasterizer asks, and has to draw through the camera's own lens
+            return matrices
         matrices[..., :2, 2] = torch.cat([self.width, self.height], dim=-1) / 2
         return matrices
 

@@ -124,3 +124,12 @@ def test_frames_held_out_for_validation_are_in_no_batch(tmp_path):
     assert shades == set(range(6))
     assert training.scene_of_step(0).target_names == ("006", "007")
     assert manager(folder, "test").shown_scene().target_names == ("009", "010", "011")
+
+
+def test_a_rasterizer_gets_the_lens_of_its_camera_and_a_path_the_size_of_the_photos(tmp_path):
+    write_scene(tmp_path / "scene", size=(18, 32))
+    cameras = manager(tmp_path / "scene", "inference", image_size=(16, 16)).train_dataset.cameras
+    one = cameras[1:2]
+    assert torch.equal(one.get_intrinsics_matrices()[0, :2, 2], torch.stack([one.cx[0, 0], one.cy[0, 0]]))
+    assert abs(float(one.cx[0, 0]) - 8) > 0.1  # beside the middle
+    assert cameras.get_intrinsics_matrices()[:, :2, 2].eq(8).all()
