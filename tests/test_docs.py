@@ -28,7 +28,8 @@ def test_links_lead_somewhere(page):
         file, _, anchor = target.partition("#")
         path = page.parent / file if file else page
         assert path.exists(), f"{page.name}: {target}"
-        assert not anchor or anchor in headings(path), f"{page.name}: {target}"
+        if anchor and path.resolve().parent != ROOT / "assets":  # which sections a card has depends on what was scored
+            assert anchor in headings(path), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
