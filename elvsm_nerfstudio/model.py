@@ -63,7 +63,7 @@ class EfficientLVSMModelConfig(ModelConfig):
     weights` lists; hf://OWNER/REPO/FILE; a file of `elvsm export`, a run's step-*.ckpt, or one in the authors' layout
     (.pt, .safetensors). Steps, learning rate and optimiser start anew; to go on with a run give --load-dir instead."""
     repa: RepaConfig = field(default_factory=RepaConfig)
-    """A teacher whose features the network's are drawn to in training."""
+    """REPA: a frozen teacher whose features the network's are trained to match."""
     gradient_checkpointing: bool = False
     """Whether training keeps only what goes into each block, and computes the rest again on the way back: less memory,
     about a third more time, the same gradients."""

@@ -336,7 +336,7 @@ class ViewSetDataManager(VanillaDataManager):
     @property
     def _shown_views(self) -> ViewRule:
         # Which views there are, and whether targets are among the context, is a matter of scores: none are given here.
-        return replace(self.evaluation_views, targets_may_be_context=True, as_many_as_there_are=True)
+        return replace(self.evaluation_views, targets_may_be_context=True, allow_fewer=True)
 
     def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
         """Context and targets of the scene that the viewer and ns-render show."""

@@ -36,7 +36,7 @@ class ViewRule:
     evenly from end to end, targets between. As training with a bounded gap sees a video."""
     targets_may_be_context: bool = False
     """Whether an index may name a context frame as target, as pixelSplat's for RealEstate10K does."""
-    as_many_as_there_are: bool = False
+    allow_fewer: bool = False
     """Where nothing is scored: takes held-out frames and then fewer frames as context where a scene has no more, and
     shows context frames as targets where it has no others."""
     context_frames: Optional[tuple[int, ...]] = None
@@ -155,7 +155,7 @@ def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
     if rule.num_frames is not None and rule.num_frames < scene.num_frames:
         usable = set(torch.linspace(0, scene.num_frames - 1, rule.num_frames).round().long().tolist())
     frames = [frame for frame in scene.train_frames if frame in usable]
-    if rule.as_many_as_there_are and len(frames) < rule.num_context_views:
+    if rule.allow_fewer and len(frames) < rule.num_context_views:
         frames = sorted(usable)
     if rule.frame_gap is not None:
         gap = min(rule.frame_gap, len(frames) - 1)
@@ -178,13 +178,13 @@ def _spread_views(scene: Scene, rule: ViewRule) -> FrameChoice:
         poses = scene.cameras.camera_to_worlds[frames]
         context = tuple(frames[i] for i in farthest_point_views(poses, rule.num_context_views))
     rest = [frame for frame in scene.eval_frames if frame in usable and frame not in context]
-    if rule.as_many_as_there_are:
+    if rule.allow_fewer:
         rest = rest or sorted(usable - set(context)) or list(context)
     elif len(context) < rule.num_context_views or not rest:
         raise DataError(f"scene {scene.name} {_shortage(scene, len(frames), rule.num_context_views, len(rest))}")
     positions = torch.linspace(0, len(rest) - 1, min(rule.num_target_views or len(rest), len(rest)))
     choice = FrameChoice(context, tuple(rest[i] for i in positions.round().long().tolist()))
-    _check(choice, f"scene {scene.name}", allow_overlap=rule.as_many_as_there_are)
+    _check(choice, f"scene {scene.name}", allow_overlap=rule.allow_fewer)
     return choice
 
 

@@ -32,7 +32,7 @@ class PosedFramesDataParserConfig(DataParserConfig):
     eval_mode: Literal["interval", "all"] = "interval"
     """Frames held out for evaluation: every eval_interval-th, or none (all frames are in every split)."""
     eval_interval: int = 8
-    """Every so manieth frame is held out."""
+    """Distance of held-out frames: with 8, every eighth frame is held out."""
     orientation_method: Literal["up", "none"] = "up"
     """Turns the world so that the cameras' mean up axis is +Z."""
     center_method: Literal["poses", "none"] = "poses"

@@ -103,7 +103,7 @@ def read_sample(
 
 
 @dataclass
-class Handover:
+class SharedBatch:
     """A batch that a worker left in shared memory, and the little that goes through the pipe.
 
     Sending each batch as tensors of its own costs new pages, a file and a message over a socket: as long as it takes to
@@ -111,14 +111,14 @@ class Handover:
     """
 
     place: int
-    """In which of the ``HandoverBuffers``."""
+    """In which of the ``SharedBuffers``."""
     shape: tuple[int, ...]
     cameras: np.ndarray
     num_context_views: int
     failures: list[str]
 
 
-class HandoverBuffers:
+class SharedBuffers:
     """Shared memory that workers decode into, each into its own few pieces by turns.
 
     A worker has PREFETCHED_BATCHES under way and may begin the next while the last is being copied.
@@ -177,10 +177,10 @@ class TrainingSamples(Dataset):
         self.lens_augmentation = lens_augmentation
         self._epoch = -1
         self._order: list[int] = []
-        self.buffers: Optional[HandoverBuffers] = None
+        self.buffers: Optional[SharedBuffers] = None
         """Where worker processes leave batches."""
 
-    def __getitems__(self, ks: list[int]) -> Sample | Handover:
+    def __getitems__(self, ks: list[int]) -> Sample | SharedBatch:
         """The samples of a batch, all of one training step, collated; from a worker process, handed over."""
         shape = self._shape(len(ks), self._count(ks[0]), self._spec(ks[0]))
         worker = get_worker_info()
@@ -188,7 +188,7 @@ class TrainingSamples(Dataset):
             return self._batch(ks, torch.empty(shape, dtype=torch.uint8))
         place = self.buffers.place(worker.id)
         batch = self._batch(ks, self.buffers.images(place, shape))
-        return Handover(place, shape, batch.cameras.numpy(), batch.num_context_views, batch.failures)
+        return SharedBatch(place, shape, batch.cameras.numpy(), batch.num_context_views, batch.failures)
 
     def largest_batch(self, scenes: int) -> int:
         """Bytes of the images of a batch with as many context views as there can be."""
@@ -270,7 +270,7 @@ def training_batches(samples: TrainingSamples, batches: StepBatches, num_workers
         pin: into page-locked memory, so that copies to a GPU need not wait.
     """
     if num_workers:
-        samples.buffers = HandoverBuffers(num_workers, samples.largest_batch(batches.batch_size))
+        samples.buffers = SharedBuffers(num_workers, samples.largest_batch(batches.batch_size))
     loader = DataLoader(
         samples,
         batch_sampler=batches,
@@ -279,7 +279,7 @@ def training_batches(samples: TrainingSamples, batches: StepBatches, num_workers
         prefetch_factor=PREFETCHED_BATCHES if num_workers else None,
     )
     for batch in loader:
-        if isinstance(batch, Handover):
+        if isinstance(batch, SharedBatch):
             images = samples.buffers.images(batch.place, batch.shape)
             # Copied out, before the worker comes round to this piece again.
             rgb = images.pin_memory() if pin else images.clone()
@@ -287,5 +287,5 @@ def training_batches(samples: TrainingSamples, batches: StepBatches, num_workers
         yield batch
 
 
-def _as_it_is(batch: Sample | Handover) -> Sample | Handover:
+def _as_it_is(batch: Sample | SharedBatch) -> Sample | SharedBatch:
     return batch

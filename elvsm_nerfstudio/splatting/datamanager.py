@@ -142,7 +142,7 @@ class ContextFramesDataManager(ViewSetDataManager):
     @property
     def _shown_views(self) -> ViewRule:
         # What is shown is scored here.
-        return dataclasses.replace(super()._shown_views, as_many_as_there_are=False)
+        return dataclasses.replace(super()._shown_views, allow_fewer=False)
 
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None and self.collection.whole_scenes:

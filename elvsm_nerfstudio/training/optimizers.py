@@ -147,10 +147,10 @@ class AdamWOptimizerConfig(OptimizerConfig):
     weight_decay: float = 0.05
     """Weight decay of matrices; vectors (norm gains) have none."""
     muon: bool = False
-    """Whether matrices are trained by Muon (training/muon.py) and only the rest by AdamW: the same quality in fewer
-    steps, each a little dearer (docs/experiments.md). Tried with two to four times AdamW's learning rate."""
+    """Trains matrices with Muon (training/muon.py) and the rest with AdamW: the same quality in fewer steps, each of
+    which takes a little longer (docs/experiments.md). Wants two to four times AdamW's learning rate."""
     momentum: float = 0.95
-    """Of Muon."""
+    """Momentum of Muon; AdamW has none."""
     max_norm: Annotated[Optional[float], tyro.conf.Suppress] = None
     """nerfstudio's own clipping stays off: it would hide what skip_norm looks at."""
     clip_norm: float = 5.0
@@ -158,7 +158,7 @@ class AdamWOptimizerConfig(OptimizerConfig):
     skip_norm: float = 50.0
     """A step whose gradient norm is above this, or not finite, is skipped and counted."""
     max_skips_in_a_row: int = 50
-    """So many skipped steps one after another stop the training with an error."""
+    """Skipped steps in a row after which training stops with an error."""
 
     def setup(self, params) -> GuardedAdamW | GuardedMuon:
         params = list(params)

@@ -69,7 +69,7 @@ class PerceptualLossConfig:
     """'vgg19' is the paper's (MatConvNet's weights, to be fetched first); 'vgg16' is the same distance on torchvision's
     VGG-16, with layer weights of our own; 'lpips' is LPIPS with VGG-16."""
     weight: float = 0.5
-    """Of the perceptual loss; that of the mean squared error is 1 (paper: 0.5)."""
+    """Weight of the perceptual loss; that of the mean squared error is 1 (paper: 0.5)."""
     weights_file: Optional[Path] = None
     """The frozen network's weights; looked for in torch's cache (under TORCH_HOME) if absent. lpips takes VGG-16's."""
 

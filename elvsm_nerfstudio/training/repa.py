@@ -35,19 +35,20 @@ class RepaConfig:
     """REPA: a teacher for training. The network as it is afterwards knows nothing of it."""
 
     teacher: Literal["none", "dinov3", "dinov2", "vgg16", "saliency-vit-s"] = "none"
-    """Whose features blocks are drawn to. The paper's convergence plot was made with DINOv3 ViT-B/16, whose weights
-    are gated, so that by default there is none. 'saliency-vit-s' is a ViT-S fine-tuned for saliency, not DINO."""
+    """Frozen network whose features are to be matched. The paper's convergence plot was made with DINOv3 ViT-B/16, the
+    weights of which are gated, so that by default there is none. 'saliency-vit-s' is a ViT-S fine-tuned for saliency,
+    not DINO."""
     path: Optional[Path] = None
     """Folder of a transformer's weights as transformers saves them (config.json, model.safetensors). For VGG-16 a
-    .pth file; absent: where `elvsm fetch lpips` leaves it."""
+    .pth file. Absent: where `elvsm fetch lpips` or `elvsm fetch saliency-vit` puts it."""
     image_size: Optional[int] = None
     """Pixels of the short side of images shown to the teacher; by default 512 for DINOv3, 336 for DINOv2 (both as in
     the official code), 224 for the ViT-S and 256 for VGG-16 (ours)."""
     pairs: tuple[str, ...] = ()
-    """Which block of the teacher (VGG-16's only one is 5, relu5_3) is for which block of the network, counted from 1,
-    e.g. 8-2: in both streams; 8-2i, 8-2t: for input (context) or target views alone. Default: the teacher's block 8
-    for block 2 of 6 (as in the official script) and the one at a third of other depths (ours: 4 of 12), in every
-    stream that the network has."""
+    """Pairs of a teacher's and a network's block, counted from 1: 8-2 in both streams, 8-2i or 8-2t in that of the
+    input (context) or target views alone. VGG-16's only block is 5 (relu5_3). Default: the teacher's block 8 for block
+    2 of 6 (as in the official script) and the one at a third of other depths (ours: 4 of 12), in every stream that the
+    network has."""
     projector: Literal["mlp", "conv"] = "mlp"
     """From the network's features to the teacher's: three linear layers with SiLU, or a 3x3 convolution together with
     spatial normalisation of the teacher's features (arXiv 2512.10794)."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.data.samples import HandoverBuffers
+from elvsm_nerfstudio.data.samples import SharedBuffers
 
 
 def manager(data, test_mode: str = "test", **options):
@@ -105,7 +105,7 @@ def test_too_little_shared_memory_names_what_helps(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(DataError, match="16 MiB of shared memory for the images of 4 .*--shm-size.*num-workers 0"):
-        HandoverBuffers(4, 2**20)
+        SharedBuffers(4, 2**20)
 
 
 def test_frames_held_out_for_validation_are_in_no_batch(tmp_path):
