@@ -62,8 +62,11 @@ class PatchHead(nn.Linear):
 class RMSNorm(nn.RMSNorm):
     """RMSNorm with a learned gain, in its input's precision."""
 
+    def __init__(self, width: int):
+        super().__init__(width, eps=EPS)
+
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight)
 
 
 class SelfAttention(nn.Module):
@@ -74,8 +77,8 @@ class SelfAttention(nn.Module):
         self.head_dim = head_dim
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps=EPS)
-        self.k_norm = RMSNorm(head_dim, eps=EPS)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
 
     def forward(
         self, x: Float[Tensor, "batch token d"], encoding: Optional[CameraEncoding] = None
@@ -98,8 +101,8 @@ class CrossAttention(nn.Module):
         self.to_q = nn.Linear(width, width, bias=False)
         self.to_kv = nn.Linear(width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width, bias=False)
-        self.q_norm = RMSNorm(head_dim, eps=EPS)
-        self.k_norm = RMSNorm(head_dim, eps=EPS)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
 
     def keys_values(
         self, source: Float[Tensor, "batch source d"], encoding: Optional[CameraEncoding] = None

@@ -144,19 +144,6 @@ def test_loss_and_gradient_are_those_of_a_plain_one(weights, seed, net):
     assert loss(truth, truth) == 0
 
 
-def test_slices_are_the_same_layers_of_both_networks():
-    for net, slices in SLICES.items():
-        layers = sequential(net, convolutions(net, 0), nn.AvgPool2d)
-        assert [layers[stop - 2].out_channels for _, stop in slices] == list(WIDTHS)
-        assert [sum(isinstance(layer, nn.AvgPool2d) for layer in layers[:stop]) for _, stop in slices] == [
-            0,
-            1,
-            2,
-            3,
-            4,
-        ]
-
-
 def test_lpips_is_that_of_the_package(weights):
     from lpips import LPIPS
 
