@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 
@@ -24,8 +24,8 @@ def pad_to_multiple(size: int, multiple: int) -> int:
 
 def resize_and_crop_intrinsics(
     intrinsics: Float[Tensor, "*batch 4"],
-    size: Float[Tensor, "*batch 2"],
-    resized: Float[Tensor, "*batch 2"],
+    size: Num[Tensor, "*batch 2"],
+    resized: Num[Tensor, "*batch 2"],
     crop: tuple[int, int],
 ) -> Float[Tensor, "*batch 4"]:
     """Intrinsics (fx, fy, cx, cy in pixels) after images are resized and then centre-cropped.

@@ -6,7 +6,7 @@ Everything is batched ``[scene, view, ...]`` and channels come last. Cameras are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -62,19 +62,20 @@ class Views:
         """The same views on another device."""
         # Nothing would wait for a copy on its way back from a GPU.
         non_blocking = torch.device(device).type != "cpu"
-        return Views(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in self._tensors()))
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def select(self, indices: Sequence[int] | slice) -> Views:
         """The views with these positions, in this order, of every scene."""
         index = indices if isinstance(indices, slice) else list(indices)
-        return Views(*(None if x is None else x[:, index] for x in self._tensors()))
+        return self._map(lambda x: x[:, index])
 
     def split_scenes(self, num_scenes: int) -> Views:
         """The views of a single scene, dealt out in order to several scenes of equally many views."""
-        return Views(*(None if x is None else x[0].unflatten(0, (num_scenes, -1)) for x in self._tensors()))
+        return self._map(lambda x: x[0].unflatten(0, (num_scenes, -1)))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
-        return self.camera_to_world, self.directions, self.intrinsics, self.rgb
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Views:
+        rgb = None if self.rgb is None else change(self.rgb)
+        return Views(change(self.camera_to_world), change(self.directions), change(self.intrinsics), rgb)
 
 
 @dataclass(frozen=True)

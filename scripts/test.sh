@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# All fast tests, in the environment of scripts/quickstart.sh plus the development tools.
+# Lint, types, and all fast tests, in the environment of scripts/quickstart.sh plus the development tools.
 # Usage: bash scripts/test.sh [pytest arguments], e.g. `bash scripts/test.sh -m slow`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh objects,dev
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+.venv/bin/python -m basedpyright --level error
 exec .venv/bin/python -m pytest "$@"

@@ -166,7 +166,8 @@ def test_the_loaders_rays_are_made_on_the_device(cuda):
     sample = Sample(rgb, rows, num_context_views=2, failures=[])
     found, expected = sample.view_set("cuda"), sample.view_set("cpu")
     for mine, theirs in zip((found.context, found.target), (expected.context, expected.target)):
-        for a, b in zip(mine._tensors(), theirs._tensors()):
+        for name in ("camera_to_world", "directions", "intrinsics", "rgb"):
+            a, b = getattr(mine, name), getattr(theirs, name)
             assert a.is_cuda and torch.equal(a.cpu(), b)
 
 

@@ -32,7 +32,8 @@ def decode_with_attention(
         x, keys, _, encoding, *_ = inputs
         layers.append(attention_to_views(attention.queries(x, encoding), keys, tokens))
 
-    hooks = [block.cross_attention.register_forward_hook(watch) for block in network.target_blocks]
+    attentions = (module for module in network.target_blocks.modules() if isinstance(module, CrossAttention))
+    hooks = [attention.register_forward_hook(watch) for attention in attentions]
     try:
         rgb = network.decode(memory, target)
     finally:

@@ -91,7 +91,8 @@ class CameraEncoding:
         # Channels are rows of a matrix product, hence all is transposed; one product with a matrix of equal blocks
         # costs less than many with its 4x4 block.
         matrices = projection, inverse.mT, projection.mT
-        return CameraEncoding(*(_repeat_block(m, blocks)[:, None].to(dtype) for m in matrices), rotation)
+        queries, keys, outputs = (_repeat_block(matrix, blocks)[:, None].to(dtype) for matrix in matrices)
+        return CameraEncoding(queries, keys, outputs, rotation)
 
     def within_view(self, x: Float[Tensor, "*batch token head_dim"]) -> Float[Tensor, "*batch token head_dim"]:
         """Queries or keys of attention within one view, where the camera cancels and patches alone matter."""

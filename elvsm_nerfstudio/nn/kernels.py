@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -88,7 +87,7 @@ def recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(queries, keys, values)
         # Batch and heads are made one dimension here and not by each of the products.
         heads, (queries, keys, values) = queries.shape[:2], (x.flatten(0, 1) for x in (queries, keys, values))
@@ -97,7 +96,7 @@ class _InBlocks(torch.autograd.Function):
         return torch.cat(list(blocks), dim=1).unflatten(0, heads)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads, (queries, keys, values) = gradient.shape[:2], (x.flatten(0, 1) for x in ctx.saved_tensors)
         scale = queries.shape[-1] ** -0.5
         scaled, of_queries = keys * scale, []
@@ -109,13 +108,14 @@ class _InBlocks(torch.autograd.Function):
             of_scores = torch.ops.aten._softmax_backward_data(of_block @ values.mT, weights, -1, weights.dtype)
             of_queries.append(of_scores @ scaled)
             of_keys += of_scores.mT @ block
-        gradients = torch.cat(of_queries, dim=1), (of_keys * scale).to(keys.dtype), of_values.to(values.dtype)
-        return tuple(x.unflatten(0, heads) for x in gradients)
+        gradients = torch.cat(of_queries, dim=1), of_keys * scale, of_values
+        of_queries, of_keys, of_values = (x.to(queries.dtype).unflatten(0, heads) for x in gradients)
+        return of_queries, of_keys, of_values
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
         exact = _exact(x)
         length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
         scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -123,7 +123,7 @@ class _RMSNorm(torch.autograd.Function):
         return (exact * scale).mul_(gain).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, gain, scale = ctx.saved_tensors
         normed, gradient = _exact(x) * scale, _exact(gradient)
         of_gain = (gradient * normed).flatten(0, -2)

@@ -102,8 +102,8 @@ class SceneMemory:
     @staticmethod
     def empty(store: TokenStore, frame: CanonicalFrame, weights: WeightsToken) -> SceneMemory:
         """The memory of no views."""
-        cameras = (torch.empty(store.num_scenes, 0, *shape, device=store.device) for shape in ((4, 4), (4,)))
-        return SceneMemory(store, (), *cameras, frame, weights)
+        poses = torch.empty(store.num_scenes, 0, 4, 4, device=store.device)
+        return SceneMemory(store, (), poses, poses[..., 0], frame, weights)
 
     @property
     def num_scenes(self) -> int:
@@ -182,12 +182,12 @@ class SceneMemory:
             raise ValueError(f"SceneMemory: cannot add views {list(ids)}; it already has {sorted(taken)}")
         added = (StoredView(id, start + index * tokens, tokens) for index, id in enumerate(ids))
         # Cameras are copied: the memory must not change when the views that it was made from do.
-        cameras = (
+        poses, intrinsics = (
             torch.cat([mine, new.detach().to(mine)], dim=1)
             for mine, new in ((self.camera_to_world, views.camera_to_world), (self.intrinsics, views.intrinsics))
         )
         next_id = max(self.next_id, *(id + 1 for id in ids))
-        return SceneMemory(self.store, (*self.views, *added), *cameras, self.frame, self.weights, next_id)
+        return SceneMemory(self.store, (*self.views, *added), poses, intrinsics, self.frame, self.weights, next_id)
 
     def select(self, ids: Sequence[int]) -> SceneMemory:
         """The memory of some of the views, in this order, on the same storage; of all as they are, itself."""

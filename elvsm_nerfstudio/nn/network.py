@@ -9,7 +9,7 @@ import hashlib
 import math
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, ClassVar, Literal, Optional
@@ -141,7 +141,7 @@ class SceneNetwork(nn.Module, ABC):
     def _decode(self, memory: SceneMemory, target: Views) -> Float[Tensor, "scene view height width 3"]:
         """Renders target views from all of a memory."""
 
-    def _block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+    def _block(self, block: Any, *inputs: Any) -> Any:
         """Goes through a block, or whatever shall be one for gradient checkpointing."""
         return recomputed(block, *inputs) if self.gradient_checkpointing else block(*inputs)
 

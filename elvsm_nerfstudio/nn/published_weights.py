@@ -108,8 +108,10 @@ def _rename(name: str, table: Mapping[str, str]) -> str | None:
     if name in table:
         return table[name]
     layer = re.search(r"\.(\d+)\.", name)
-    pattern = layer and f"{name[: layer.start(1)]}{{}}{name[layer.end(1) :]}"
-    return table[pattern].format(layer.group(1)) if pattern in table else None
+    if layer is None:
+        return None
+    pattern = table.get(f"{name[: layer.start(1)]}{{}}{name[layer.end(1) :]}")
+    return None if pattern is None else pattern.format(layer.group(1))
 
 
 def _plain(name: str) -> str:
@@ -207,11 +209,11 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     tables = [layout.to_published for layout in LAYOUTS]
     table = tables[_knows_most(state, tables)]
-    renamed = {name: _rename(name, table) for name in state}
-    ours_alone = [name for name, published in renamed.items() if published is None]
-    if ours_alone:
+    renamed = {_rename(name, table) or "": name for name in state}
+    if "" in renamed:
+        ours_alone = [name for name in state if _rename(name, table) is None]
         raise ValueError(f"the authors' layout has no place for {', '.join(ours_alone)}")
-    return {renamed[name]: tensor for name, tensor in state.items()}
+    return {published: state[name] for published, name in renamed.items()}
 
 
 def load_published(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

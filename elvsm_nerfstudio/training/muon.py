@@ -49,7 +49,7 @@ def mark_hidden(network: nn.Module) -> None:
     for block in network.modules():
         if isinstance(block, (ContextBlock, TargetBlock)):
             for parameter in block.parameters():
-                parameter.is_hidden_matrix = parameter.ndim == 2
+                parameter.is_hidden_matrix = parameter.ndim == 2  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class MuonAndAdamW(Optimizer):
@@ -104,7 +104,7 @@ class MuonAndAdamW(Optimizer):
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * taken)
             size = group["lr"] * UPDATE_RMS * max(rows, columns) ** 0.5
             torch._foreach_add_(params, list((updates if skip is None else updates * taken).unbind()), alpha=-size)
-        self._adamw.found_inf = skip
+        self._adamw.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue]
         self._adamw.step()
 
     def _moment(self, p: Tensor) -> Tensor:

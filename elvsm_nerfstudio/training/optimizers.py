@@ -203,6 +203,7 @@ class WarmupSchedulerConfig(SchedulerConfig):
             return (step + 1) / self.warmup_steps
         if self.decay == "constant":
             return 1.0
+        assert self.max_steps is not None  # the trainer has set it
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
         return self.final_factor + (1 - self.final_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -173,11 +173,11 @@ class LPIPSLoss(PerceptualLoss):
         modules = [module for module in self._network.net.modules() if isinstance(module, torch.nn.Conv2d)]
         for module, (weight, bias) in zip(modules, (pair for stage in convolutions for pair in stage), strict=True):
             module.weight.copy_(weight)
-            module.bias.copy_(bias)
+            module.bias.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
         self.to(torch.device("cpu"), torch.float32)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._network.to(device, memory_format=torch.channels_last)
+        self._network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._dtype = dtype
 
     def _distance(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from jaxtyping import Float
@@ -81,7 +81,7 @@ class Repa(nn.Module):
     def __init__(self, config: RepaConfig, network: SceneNetwork):
         super().__init__()
         self.config = config
-        kind = TEACHERS[config.teacher]
+        kind: Any = TEACHERS[config.teacher]  # each has its own constructor
         depths = {stream: len(blocks) for stream, blocks in network.streams.items()}
         self.pairs = find_pairs(config.pairs, kind.default_block, depths)
         self.teacher: Teacher = kind({pair.teacher for pair in self.pairs}, config.path, config.image_size)
@@ -113,7 +113,7 @@ class Repa(nn.Module):
 
     def loss(self, network: SceneNetwork, views: ViewSet, outputs: Mapping[Pair, Sequence[Tensor]]) -> Tensor:
         """The loss for outputs of blocks; see ``forward``."""
-        total, num_images = 0.0, 0
+        losses, num_images = [], 0
         for stream in sorted({pair.stream for pair in self.pairs}):
             images = getattr(views, stream).rgb
             if images is None:
@@ -133,9 +133,9 @@ class Repa(nn.Module):
                     if self.config.projector == "conv":
                         wanted = spatial_norm(wanted)
                     found = self.projectors[pair.key](maps)
-                    total = total + distance(found.float(), wanted, self.config.loss) * len(images)
+                    losses.append(distance(found.float(), wanted, self.config.loss) * len(images))
                     num_images += len(images)
-        return total / num_images
+        return torch.stack(losses).sum() / num_images
 
 
 @contextmanager

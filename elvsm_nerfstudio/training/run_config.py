@@ -54,12 +54,12 @@ def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
 
 
 class _Loader(yaml.SafeLoader):
-    def object(self, name: str, node: yaml.Node) -> Any:
+    def object(self, name: str, node: Any) -> Any:
         """A config: its fields, without a call of its constructor."""
         if name == "tyro._singleton.PropagatingMissingType":  # a required option that was not given
             return tyro.MISSING
         cls = self._named(name, node)
-        if not is_dataclass(cls):
+        if not isinstance(cls, type) or not is_dataclass(cls):
             raise _error(node, f"{name} is no config")
         state = self.construct_mapping(node, deep=True)
         for field in fields(cls):
@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
                 if not (isinstance(found, type) and issubclass(found, expected)):
                     raise _error(node, f"{name} is of {found}, expected {expected}")
         made = object.__new__(cls)
-        getattr(made, "__setstate__", made.__dict__.update)(state)
+        getattr(made, "__setstate__", vars(made).update)(state)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return made
 
     def name(self, name: str, node: yaml.Node) -> Any:
@@ -86,7 +86,7 @@ class _Loader(yaml.SafeLoader):
             raise _error(node, f"a call of {name}")
         return cls(*arguments)
 
-    def tuple(self, node: yaml.Node) -> tuple[Any, ...]:
+    def tuple(self, node: Any) -> tuple[Any, ...]:
         return tuple(self.construct_sequence(node, deep=True))
 
     def _named(self, name: str, node: yaml.Node, others: tuple[str, ...] = ()) -> Any:
