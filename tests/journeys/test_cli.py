@@ -174,7 +174,8 @@ def test_bad_data_stops_with_the_reason(workspace):
         "ns-train", "efficient-lvsm-tiny", "--data", "nowhere", "--machine.device-type", "cpu", "--vis", "tensorboard",
         cwd=workspace, check=False,
     )  # fmt: skip
-    assert result.returncode != 0 and "--data nowhere does not exist" in result.stderr
+    assert result.returncode != 0 and result.stderr.startswith("error: --data nowhere does not exist")
+    assert "Traceback" not in result.stdout + result.stderr
 
 
 def test_python_of_the_tests_is_that_of_the_programs():
