@@ -27,6 +27,7 @@ ALLOWED = {
     # room: rooms of the package that it may import
     "files": "",
     "programs": "",
+    "stages": "",
     "unavailable": "",
     "views": "",
     "geometry": "",
@@ -36,7 +37,7 @@ ALLOWED = {
     "training": "files views geometry nn",
     "captures": "views geometry cameras data",
     "evaluation": "files views geometry data",
-    "poses": "files data evaluation",
+    "poses": "files stages data evaluation",
     "model": "files views geometry nn cameras training evaluation",
     "evaluation.evaluator": "files views nn data evaluation model",
     "viewer": "files views geometry nn training cameras data evaluation model",
@@ -48,8 +49,8 @@ ALLOWED = {
     "downloads": "files nn training evaluation",
     "synthetic": "files downloads",
     "compare": "files views geometry nn cameras data evaluation model method_configs runs",
-    "show": "files views geometry nn data evaluation poses compare runs",
-    "cli": "files views geometry nn training evaluation poses compare synthetic downloads viewer runs show",
+    "show": "files stages views geometry nn data evaluation poses compare runs",
+    "cli": "stages files views geometry nn training evaluation poses compare synthetic downloads viewer runs show",
 }
 TORCH_ONLY = ("views", "geometry", "nn")
 
