@@ -261,7 +261,8 @@ def _causes(error: BaseException) -> tuple[list[BaseException], Optional[int]]:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    return causes, next((x.response.status_code for x in causes if isinstance(x, errors.HfHubHTTPError)), None)
+    answers = [x.response for x in causes if isinstance(x, errors.HfHubHTTPError) and x.response is not None]
+    return causes, answers[0].status_code if answers else None
 
 
 def _listing(source: HubFile) -> str:

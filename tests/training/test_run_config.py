@@ -18,6 +18,7 @@ METHODS = {
     for specification in SPECIFICATIONS
     if isinstance(specification, MethodSpecification)
 }
+RELEASED = Path(__file__).parent / "released_configs"
 TINY = METHODS["efficient-lvsm-tiny"]
 
 
@@ -26,6 +27,13 @@ def test_every_method_is_read_as_it_was_written(tmp_path, name):
     path, config = tmp_path / "config.yml", METHODS[name]
     path.write_text(yaml.dump(config), "utf8")
     assert read_run_config(path) == config and yaml.dump(read_run_config(path)) == path.read_text("utf8")
+    assert network_of_run(path) == getattr(config.pipeline.model, "network", None)
+
+
+@pytest.mark.parametrize("path", sorted(RELEASED.rglob("*.yml")), ids=lambda path: path.stem)
+def test_configs_of_released_versions_are_read_as_nerfstudio_reads_them(path):
+    config = yaml.load(path.read_text("utf8"), Loader=yaml.Loader)
+    assert read_run_config(path) == config
     assert network_of_run(path) == getattr(config.pipeline.model, "network", None)
 
 
