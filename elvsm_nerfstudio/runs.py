@@ -98,7 +98,7 @@ def make_run(options: RunOptions) -> Path:
     pipeline = deepcopy(config.pipeline).setup(device=device, test_mode="inference", world_size=1, local_rank=0)
     load_weights(pipeline.model.network, source or options.weights, config.pipeline.model.network)
     with torch.no_grad():
-        _ = pipeline.model.memory  # encodes the scene that is shown
+        pipeline.model.memory()  # encodes the scene that is shown
     with whole(folder) as partial:
         (partial / "nerfstudio_models").mkdir(parents=True)
         if source is not None:

@@ -8,10 +8,11 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar
+from typing import Annotated, Any, Optional, TypeVar, Union
 
 import torch
 import tyro
@@ -19,6 +20,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image, ImageOps
@@ -30,10 +32,11 @@ from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, Scene, SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.model import EfficientLVSMModel
+from elvsm_nerfstudio.nn.named_weights import PUBLISHED
 from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.photos import check_source, find_photos, is_video
 from elvsm_nerfstudio.poses.video import video_size
-from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_run
+from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_run, network_methods
 from elvsm_nerfstudio.show.expectations import expectations, has_relative_encoding, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
 from elvsm_nerfstudio.show.picture_sheet import Row, to_image, write_sheet
@@ -59,8 +62,8 @@ class ShowOptions:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Folder of photos, video, or capture: a folder with transforms.json, or with a COLMAP model in sparse,
     sparse/0 or colmap/sparse/0 and its photos in images."""
-    weights: Path = Path("pretrained")
-    """A name of `elvsm weights`, or a file."""
+    weights: Union[str, Path] = "pretrained"
+    """A name that `elvsm weights` lists, hf://OWNER/REPO/FILE, or a file."""
     output: Optional[Path] = None
     """Folder for all that is made; outputs/NAME-show if absent."""
     num_context_views: Optional[int] = None
@@ -104,7 +107,7 @@ def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
     source, output = options.source, options.output or Path("outputs") / f"{_name(options.source)}-show"
     if (output / "run").exists() and not (output / REPORT).exists():
         raise DataError(f"{output / 'run'} exists and is not of this program; choose another --output")
-    method = config_for_weights(options.weights, None)
+    method = _method_of(options.weights)
     network, trained = method.pipeline.model.network, method.pipeline.datamanager.image_size
     scene = _scene(source) if _is_capture(source) else None
     photo, cut_out = first_photo(source) if scene is None else (_common_size(scene), scene.is_cut_out)
@@ -243,6 +246,16 @@ def first_photo(source: Path) -> tuple[tuple[int, int], bool]:
             return (upright.height, upright.width), is_cut_out(file)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"image {file} cannot be read ({error}); replace it, or take it out of the folder") from error
+
+
+def _method_of(weights: Path | str) -> TrainerConfig:
+    """A method's options, with network and image size of the weights; published ones are not downloaded for it."""
+    published = PUBLISHED.get(str(weights))
+    if published is None:
+        return config_for_weights(weights, None)
+    method = deepcopy(network_methods()[published.method])
+    method.pipeline.datamanager.image_size = (published.image_size, published.image_size)
+    return method
 
 
 def _name(source: Path) -> str:

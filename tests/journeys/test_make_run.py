@@ -117,6 +117,17 @@ def test_a_scene_that_cannot_be_encoded_leaves_nothing(tmp_path, published, scen
     assert not (tmp_path / "out").exists()
 
 
+def test_a_memory_that_cannot_be_made_leaves_nothing(tmp_path, published, scene, monkeypatch):
+    def memory(model):
+        raise ValueError("does not fit")
+
+    monkeypatch.setattr("elvsm_nerfstudio.model.EfficientLVSMModel.memory", memory)
+    options = RunOptions(published, method="efficient-lvsm-tiny", data=scene, output_dir=tmp_path / "outputs")
+    with pytest.raises(ValueError, match="does not fit"):
+        make_run(options)
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_options_of_data_arrive_in_the_run(tmp_path, published, scene, monkeypatch):
     """With the dataparser in ns-train's own form; relative paths work from every folder."""
     monkeypatch.chdir(scene.parent)

@@ -190,6 +190,18 @@ def test_published_networks_get_the_middle_and_that_is_said(tmp_path, capsys):
     assert read_video(output / "video.mp4") == (5, (448, 448))
 
 
+def test_what_to_expect_of_published_weights_is_said_before_they_are_downloaded(tmp_path, capsys, monkeypatch):
+    def downloaded(source, name):
+        raise ValueError(f"{name}: no network")
+
+    monkeypatch.setattr("elvsm_nerfstudio.nn.named_weights._downloaded", downloaded)
+    capture = write_scene(tmp_path / "chairs", num_frames=4, size=(36, 64))
+    with pytest.raises(SystemExit, match="efficient-lvsm-256: no network"):
+        main(["show", str(capture), "--weights", "efficient-lvsm-256", "--output", str(tmp_path / "shown")])
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "RealEstate10K" in said and "256 x 256 pixels" in said and "44% of each photo" in said
+
+
 def test_a_capture_of_which_all_photos_are_given(tmp_path):
     capture = write_scene(tmp_path / "chairs", num_frames=3, size=(64, 64))
     main(["show", str(capture), "--output", str(tmp_path / "shown"), "--seconds", "0.1"])
