@@ -93,8 +93,7 @@ def check_checkpoint(path: Path) -> None:
     reason = _damage(path)
     if reason is None:
         return
-    before = [other for other in list_checkpoints(path.parent) if other < path]
-    whole = next((other for other in reversed(before) if _damage(other) is None), None)
+    whole = last_whole_checkpoint(path.parent, before=path)
     if whole is None:
         raise CheckpointError(f"checkpoint {path} is damaged ({reason}), and there is no whole one before it")
     move = shlex.join(["mv", str(path), str(path.parent.parent)])
@@ -103,6 +102,12 @@ def check_checkpoint(path: Path) -> None:
         f"--load-checkpoint {shlex.quote(str(whole))} in place of what is given; for ns-eval, ns-render and ns-viewer "
         f"first move the damaged one away: {move}"
     )
+
+
+def last_whole_checkpoint(folder: Path, before: Optional[Path] = None) -> Optional[Path]:
+    """The latest checkpoint of a folder, of those before another one, that is not damaged; None where there is none."""
+    found = [path for path in list_checkpoints(folder) if before is None or path < before]
+    return next((path for path in reversed(found) if _damage(path) is None), None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

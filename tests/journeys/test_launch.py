@@ -1,0 +1,98 @@
+"""Training as torchrun starts it: one process in place here, two that are killed and started again over gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY_NETWORK
+from test_resume import assert_equal
+from tiny_training import no_writers_are_left  # noqa: F401
+
+from elvsm_nerfstudio import launch
+from elvsm_nerfstudio.training.checkpoints import CheckpointError, list_checkpoints, read_checkpoint
+
+OPTIONS = [
+    "efficient-lvsm-tiny", *TINY_NETWORK, "--machine.device-type", "cpu", "--vis", "tensorboard",
+    "--steps-per-save", "2", "--ema-decay", "0.9", "--pipeline.datamanager.num-workers", "0",
+    "--save-only-latest-checkpoint", "False",
+]  # fmt: skip
+
+
+def checkpoints(outputs: Path) -> list[Path]:
+    return list_checkpoints(next(outputs.rglob("nerfstudio_models")))
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment that torchrun gives to the only process of a run."""
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    monkeypatch.setattr(launch.comms, "LOCAL_PROCESS_GROUP", None)
+    return monkeypatch
+
+
+def test_a_named_run_goes_on_and_ends(torchrun, collection, tmp_path, capsys):
+    command = [*OPTIONS, "--data", str(collection), "--output-dir", str(tmp_path), "--timestamp", "mine"]
+    launch.main([*command, "--max-num-iterations", "5"])
+    first = checkpoints(tmp_path)
+    assert [path.name for path in first] == ["step-000000002.ckpt", "step-000000004.ckpt"]
+    first[-1].write_bytes(first[-1].read_bytes()[:-100])  # as if the disk had been full
+    launch.main([*command, "--max-num-iterations", "6"])
+    assert checkpoints(tmp_path)[-1].name == "step-000000005.ckpt"
+    assert "step-000000002.ckptwithiteration3of6" in "".join(capsys.readouterr().out.split())
+    launch.main([*command, "--max-num-iterations", "6"])
+    assert "isatitsend,6iterations" in "".join(capsys.readouterr().out.split())
+
+
+def test_without_a_name_only_a_restart_goes_on(torchrun, collection, tmp_path):
+    command = [*OPTIONS, "--data", str(collection), "--output-dir", str(tmp_path), "--max-num-iterations"]
+    launch.main([*command, "1"])
+    with pytest.raises(CheckpointError, match="is a run already, with step-000000000.ckpt"):
+        launch.main([*command, "2"])
+    launch.dist.destroy_process_group()
+    torchrun.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    launch.main([*command, "2"])
+    assert checkpoints(tmp_path)[-1].name == "step-000000001.ckpt"
+
+
+def test_what_torchrun_cannot_start_is_said(torchrun):
+    with pytest.raises(SystemExit, match="found the method nerfacto; expected a method that trains a network"):
+        launch.main(["nerfacto"])
+    torchrun.delenv("LOCAL_RANK")
+    with pytest.raises(SystemExit, match="found no LOCAL_RANK in the environment; expected to be started by torchrun"):
+        launch.main(OPTIONS)
+
+
+@pytest.mark.slow
+def test_a_killed_process_changes_nothing(collection, tmp_path):
+    """Weights, averaged weights and moments, bit for bit, where one of two processes dies and both start again."""
+
+    def command(name: str) -> list[str]:
+        return [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "--max-restarts", "3", "-m", "elvsm_nerfstudio.launch", *OPTIONS, "--data", str(collection),
+            "--output-dir", str(tmp_path / name), "--max-num-iterations", "8",
+        ]  # fmt: skip
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run(command("straight"), env=environment, cwd=tmp_path, check=True, capture_output=True)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command("killed"), env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    while not list((tmp_path / "killed").rglob("step-000000002.ckpt")):
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.002)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[1]), signal.SIGKILL)
+    assert process.wait() == 0, (tmp_path / "log").read_text()[-3000:]
+    assert "Going on from" in (tmp_path / "log").read_text()
+    straight, killed = (checkpoints(tmp_path / name)[-1] for name in ("straight", "killed"))
+    assert straight.name == killed.name == "step-000000007.ckpt"
+    assert_equal(read_checkpoint(killed), read_checkpoint(straight))
