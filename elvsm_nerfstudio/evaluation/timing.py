@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 import torch
 
@@ -41,3 +41,14 @@ def processor(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 5090": 209, "RTX 4090": 165}
+"""Of dense matrix products in bf16, by what the card's name contains, as its maker states it; of RTX cards with sums in
+fp32."""
+
+
+def peak_flops(device: torch.device) -> Optional[float]:
+    """FLOP/s that a GPU can reach in bf16; None where that is not known."""
+    name = processor(device)
+    return next((1e12 * peak for card, peak in PEAK_TFLOPS.items() if card in name), None)
