@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from elvsm_nerfstudio.evaluation.timing import synchronise
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
@@ -134,8 +137,10 @@ class EfficientLVSMTrainer(Trainer):
         self.average: Optional[WeightAverage] = None
         self._total = config.max_num_iterations
         self._accumulated = 1
+        self._saver = ThreadPoolExecutor(max_workers=1)
+        self._saving: Optional[Future] = None
         self._trained = -1  # the last iteration that is in the weights; nerfstudio's own count differs by version
-        self._seconds, self._scenes, self._tokens = 0.0, 0, 0
+        self._seconds, self._waited, self._scenes, self._tokens = 0.0, 0.0, 0, 0
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         super().setup(test_mode)
@@ -200,25 +205,42 @@ class EfficientLVSMTrainer(Trainer):
         if self.config.log_gradients:
             gradients = {name: p.grad for name, p in self.pipeline.model.named_parameters() if p.grad is not None}
             metrics.update({f"Gradients/{name}": gradient.norm() for name, gradient in gradients.items()})
-        self._log_cost(step, time.perf_counter() - start)
+        if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
+            loss, losses = self._mean_over_ranks(loss, losses)
+        self._log_cost(step, start)
         self._trained = step
         # Releases of nerfstudio would train max_num_iterations more where a run goes on; its main branch would not.
         if step + 1 >= self._total:
             self.stop_training = True
         return loss.detach(), {name: value.detach() for name, value in losses.items()}, metrics
 
-    def _log_cost(self, step: int, seconds: float) -> None:
+    def _mean_over_ranks(self, loss: Tensor, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses as they are logged: of the batches of all ranks, where nerfstudio would log the first one's."""
+        if self.world_size == 1:
+            return loss, losses
+        means = torch.stack([loss.detach(), *(value.detach() for value in losses.values())])
+        torch.distributed.all_reduce(means)
+        loss, *values = (means / self.world_size).unbind()
+        return loss, dict(zip(losses, values))
+
+    def _log_cost(self, step: int, start: float) -> None:
         """What the iterations since the last log cost; the first one, which warms up, is left out."""
+        logged = step_check(step, self.config.logging.steps_per_log)
+        if logged:
+            synchronise(self.pipeline.device)  # a GPU may still be busy with what it was given in these iterations
+        waited, self.pipeline.datamanager.seconds_waited = self.pipeline.datamanager.seconds_waited, 0.0
         if step > self._start_step:
-            self._seconds += seconds
+            self._seconds += time.perf_counter() - start
+            self._waited += waited
             self._scenes += self.world_size * self.pipeline.datamanager.config.scenes_per_batch
             self._tokens += self.world_size * self.pipeline.tokens_per_batch
-        if step_check(step, self.config.logging.steps_per_log) and self._seconds:
+        if logged and self._seconds:
             writer.put_scalar("throughput/scenes_per_second", self._scenes / self._seconds, step)
             writer.put_scalar("throughput/tokens_per_second", self._tokens / self._seconds, step)
+            writer.put_scalar("throughput/data_wait_seconds", self._waited, step)
             for name, peak in _peak_bytes(self.pipeline.device).items():
                 writer.put_scalar(f"peak_memory_MiB/{name}", peak / 2**20, step)
-            self._seconds, self._scenes, self._tokens = 0.0, 0, 0
+            self._seconds, self._waited, self._scenes, self._tokens = 0.0, 0.0, 0, 0
 
     # Checkpoints
 
@@ -226,27 +248,40 @@ class EfficientLVSMTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """Saves the run as it is after the last iteration that was trained, whatever step nerfstudio gives.
 
-        Older checkpoints go once the new one has been read back.
+        Older checkpoints go once the new one has been read back. On a GPU training goes on while a copy on the host is
+        written; the next save, and the last one at the latest, waits for that.
 
         Raises:
             CheckpointError: at the end of training. Before, a failure is reported, and tried again at the next save.
         """
         if self._trained < 0:
             return
-        path = checkpoint_path(self.checkpoint_dir, self._trained)
-        try:
-            write_checkpoint(path, self._state(self._trained))
-        except CheckpointError as error:
-            if self.training_state == "completed":
-                raise
+        self._report_saved()
+        path, state = checkpoint_path(self.checkpoint_dir, self._trained), self._state(self._trained)
+        on_gpu = self.pipeline.device.type == "cuda"
+        self._saving = self._saver.submit(self._write, path, _host_copy(state) if on_gpu else state)
+        if self.training_state == "completed":
+            self._saving.result()
+        elif not on_gpu:
+            self._report_saved()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        write_checkpoint(path, state)
+        if self.config.save_only_latest_checkpoint:
+            for other in list_checkpoints(self.checkpoint_dir):
+                if step_of(other) < state["step"]:
+                    other.unlink()
+
+    def _report_saved(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one; says what went wrong with it."""
+        saving, self._saving = self._saving, None
+        error = None if saving is None else saving.exception()
+        if isinstance(error, CheckpointError):
             CONSOLE.print(
                 f"[bold red]{error} Training goes on; it is tried again in {self.config.steps_per_save} iterations."
             )
-            return
-        if self.config.save_only_latest_checkpoint:
-            for other in list_checkpoints(self.checkpoint_dir):
-                if step_of(other) < self._trained:
-                    other.unlink()
+        elif error is not None:
+            raise error
 
     def _state(self, step: int) -> dict[str, Any]:
         """nerfstudio's layout; ``pipeline`` is what is to be rendered. Where that is the averaged weights, those that
@@ -342,6 +377,11 @@ def _ending_at(steps: int, group: str, options: dict[str, Any]) -> dict[str, Any
             "the rest of it at its lowest learning rate; one that ends after it never gets there"
         )
     return {**options, "scheduler": replace(scheduler, max_steps=given)}
+
+
+def _host_copy(state: Any) -> Any:
+    """The state with tensors of its own on the host, which training does not change."""
+    return tree_map(lambda x: x.detach().to("cpu", copy=True) if isinstance(x, Tensor) else x, state)
 
 
 def _peak_bytes(device: torch.device) -> dict[str, int]:

@@ -30,8 +30,8 @@ def work(rank: int, folder: Path, data: Path) -> None:
     drawn = []
     next_train = trainer.pipeline.datamanager.next_train
     trainer.pipeline.datamanager.next_train = lambda step: drawn.append(next_train(step)) or drawn[-1]
-    trainer.train_iteration(0)
-    result = {"images": drawn[0][1]["image"], "gradients": gradients(trainer)}
+    loss, losses, _ = trainer.train_iteration(0)
+    result = {"images": drawn[0][1]["image"], "gradients": gradients(trainer), "losses": [loss, losses["mse"]]}
     trainer.train()
     result["average"] = trainer.average.network.state_dict()
     trainer.pipeline.datamanager.eval_entries = trainer.pipeline.datamanager.train_entries[:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from copy import deepcopy
 from dataclasses import fields, replace
 
@@ -22,6 +23,7 @@ from test_viewer import Session
 from tiny_training import no_writers_are_left, tiny_config  # noqa: F401
 from torch import Tensor, nn
 
+from elvsm_nerfstudio import trainer as training_run
 from elvsm_nerfstudio.data.samples import Sample
 from elvsm_nerfstudio.evaluation import metrics
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
@@ -38,6 +40,7 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting.lens import undistort
 from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points
 from elvsm_nerfstudio.training import repa
+from elvsm_nerfstudio.training.checkpoints import list_checkpoints, read_checkpoint
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
@@ -265,6 +268,29 @@ def test_a_gpu_that_skips_every_step_stops_the_training(cuda):
     optimizer.step()
     with pytest.raises(RuntimeError, match="3 steps in a row were skipped: gradient norm nan"):
         optimizer.step()
+
+
+def test_checkpoints_are_written_while_training_goes_on(cuda, collection, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, collection, max_num_iterations=9, save_only_latest_checkpoint=False)
+    config.machine.device_type = "cuda"
+    trainer = config.setup()
+    trainer.setup()
+    write, go_on = training_run.write_checkpoint, threading.Event()
+    monkeypatch.setattr(training_run, "write_checkpoint", lambda path, state: go_on.wait() and write(path, state))
+    trainer.train_iteration(0)
+    expected = {name: x.cpu().clone() for name, x in trainer.pipeline.model.network.state_dict().items()}
+    trainer.save_checkpoint(0)
+    trainer.train_iteration(1)
+    assert not list_checkpoints(trainer.checkpoint_dir)
+    go_on.set()
+    trainer.training_state = "completed"
+    trainer.save_checkpoint(1)
+    first, second = map(read_checkpoint, list_checkpoints(trainer.checkpoint_dir))
+    assert (first["step"], second["step"]) == (0, 1)
+    for name, weights in expected.items():
+        assert torch.equal(first["pipeline"][f"_model.network.{name}"], weights), name
+    name = "_model.network.head.weight"
+    assert not torch.equal(first["pipeline"][name], second["pipeline"][name])
 
 
 @pytest.mark.parametrize("muon", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,6 +296,8 @@ class ViewSetDataManager(VanillaDataManager):
         self.skipped_scenes: dict[str, int] = {}
         self._batches: Optional[Iterator[Sample]] = None
         self._next_step = -1
+        self.seconds_waited = 0.0
+        """For training batches, since whoever logs it last set it back."""
         self.pixels_per_batch = 0
         """Of the last training batch, context and targets."""
         self._show(self._entry_to_show())
@@ -366,7 +369,9 @@ class ViewSetDataManager(VanillaDataManager):
         if step != self._next_step or self._batches is None:
             self._batches = self._training_batches(step)
         self._next_step = step + 1
+        start = time.perf_counter()
         sample = next(self._batches)
+        self.seconds_waited += time.perf_counter() - start
         self._report(sample.failures)
         self.pixels_per_batch = sample.rgb.numel() // 3
         views = sample.view_set(self.device)

@@ -90,8 +90,8 @@ def test_six_iterations_are_three_a_kill_and_three_bit_for_bit(workspace, collec
     offline = list((resumed.parent / "wandb").glob("offline-run-*"))
     assert len(offline) == 1
     logged = b"".join(path.read_bytes() for path in offline[0].glob("*.wandb"))
-    for name in (b"Train Loss Dict/mse", b"throughput/tokens_per_second", b"peak_memory_MiB/host",
-                 b"nonfinite_steps/network", b"Eval Images/views"):  # fmt: skip
+    for name in (b"Train Loss Dict/mse", b"throughput/tokens_per_second", b"throughput/data_wait_seconds",
+                 b"peak_memory_MiB/host", b"nonfinite_steps/network", b"Eval Images/views"):  # fmt: skip
         assert name in logged, name
 
 

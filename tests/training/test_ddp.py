@@ -33,12 +33,12 @@ def ranks(folder) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, collection) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Target images and gradients of one process that sees four scenes."""
+def alone(tmp_path_factory, collection) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """Target images, gradients and loss of one process that sees four scenes."""
     trainer = tiny_trainer(tmp_path_factory.mktemp("alone"), collection, scenes_per_batch=4)
     images = trainer.pipeline.datamanager.next_train(0)[1]["image"]
-    trainer.train_iteration(0)
-    return images, gradients(trainer)
+    loss, _, _ = trainer.train_iteration(0)
+    return images, gradients(trainer), loss
 
 
 def test_ranks_draw_different_scenes_and_together_those_of_one_process(ranks, alone):
@@ -52,6 +52,11 @@ def test_gradients_are_those_of_one_process_with_all_scenes(ranks, alone, which,
         for rank in ranks:
             assert (rank[which][name] - expected).abs().max() < tolerance, name
     assert max(gradient.abs().max() for gradient in alone[1].values()) > 1e-3
+
+
+def test_losses_are_logged_as_the_mean_of_the_ranks(ranks, alone):
+    for rank in ranks:
+        assert torch.stack(rank["losses"]) == pytest.approx(alone[2].expand(2), rel=1e-5)
 
 
 def test_gradients_are_exchanged_once_for_each_step(ranks):
