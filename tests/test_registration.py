@@ -49,7 +49,7 @@ ALLOWED = {
     "downloads": "files nn training evaluation",
     "synthetic": "files downloads",
     "compare": "files views geometry nn cameras data evaluation model method_configs runs",
-    "show": "files stages views geometry nn data evaluation poses compare runs",
+    "show": "files stages views geometry nn data evaluation model poses compare runs",
     "cli": "stages files views geometry nn training evaluation poses compare synthetic downloads viewer runs show",
 }
 TORCH_ONLY = ("views", "geometry", "nn")
