@@ -31,7 +31,8 @@ def views_from_capture(
     """Photos of a capture as views [1, view, ...] of one scene, in the world of its dataparser.
 
     Args:
-        path: anything that ``ns-train --data`` takes; of a collection the first scene of its test split.
+        path: anything that ``ns-train --data`` takes; of a collection the first scene of its test split,
+            or of all where it has none.
         size: height and width to which the photos are resized and centre-cropped; multiples of the patch size.
         frames: their numbers in order of the file names; all of them if absent.
         background: colour behind transparent pixels.
@@ -41,7 +42,7 @@ def views_from_capture(
         DataError: (a ValueError) naming the file that cannot be used, or the frames that are not there.
     """
     collection = SceneCollection.open(Path(path), dataparser or NerfstudioDataParserConfig())
-    scene = collection.load(collection.split("test")[0])
+    scene = collection.load((collection.split("test") or collection.entries)[0])
     frames = range(scene.num_frames) if frames is None else frames
     missing = [frame for frame in frames if not 0 <= frame < scene.num_frames]
     if missing or not len(frames):

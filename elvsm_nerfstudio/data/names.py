@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from elvsm_nerfstudio.data.images import DataError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_PLAIN = re.compile(r"(?!\s*\.{0,2}\s*$)(?![A-Za-z]:)[^/\\\x00-\x1f\x7f-\x9f]+")
 
 
 def check_name(name: Any, where: str) -> str:
@@ -17,18 +18,12 @@ def check_name(name: Any, where: str) -> str:
     Raises:
         DataError: for one that is empty, is no string, or has separators, ``..``, a drive or control characters.
     """
-    plain = (
-        isinstance(name, str)
-        and name.strip() not in ("", ".", "..")
-        and not re.search(r"[/\\]", name)
-        and not PureWindowsPath(name).drive
+    if isinstance(name, str) and _PLAIN.fullmatch(name):
+        return name
+    raise DataError(
+        f"{where}: the name {name!r} cannot be used; expected a plain name without slashes, '..', a drive or control "
+        "characters, because files are called after it"
     )
-    if not plain:
-        raise DataError(
-            f"{where}: the name {name!r} cannot be used; expected a plain name without slashes, '..' or a drive, "
-            "because files are called after it"
-        )
-    return check_file(name, where)
 
 
 def check_file(name: str, where: str) -> str:
