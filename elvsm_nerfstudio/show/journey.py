@@ -49,6 +49,7 @@ MIN_CONTEXT_VIEWS = 4
 REPORT = "show.json"
 SHEET_COLUMNS = 6
 COLMAP_MODELS = ("colmap/sparse/0", "sparse/0", "sparse")
+"""Where tools write one, beside a folder called images."""
 SURROUNDED = 2.1
 """Radians: where no gap between neighbouring context cameras, seen from above, is wider, they stand all around."""
 GIF_WIDTH, GIF_FPS = 480, 12
@@ -109,7 +110,7 @@ def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
         raise DataError(f"{output / 'run'} exists and is not of this program; choose another --output")
     method = _method_of(options.weights)
     network, trained = method.pipeline.model.network, method.pipeline.datamanager.image_size
-    scene = _scene(source) if _is_capture(source) else None
+    scene = open_capture(source) if _is_capture(source) else None
     photo, cut_out = first_photo(source) if scene is None else (_common_size(scene), scene.is_cut_out)
     size = trained
     if options.image_size is not None:
@@ -278,7 +279,12 @@ def _dataparser(capture: Path) -> Optional[DataParserConfig]:
     return None
 
 
-def _scene(capture: Path) -> Scene:
+def open_capture(capture: Path) -> Scene:
+    """The scene of a capture: transforms.json, or a COLMAP model in one of ``COLMAP_MODELS``.
+
+    Raises:
+        DataError: where it cannot be read, or is a collection of scenes.
+    """
     collection = SceneCollection.open(capture, _dataparser(capture) or NerfstudioDataParserConfig())
     if collection.whole_scenes:
         raise DataError(f"{capture} holds many scenes; expected photos, a video or one capture: name one of them")

@@ -23,6 +23,7 @@ from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.mapping import pairs_to_match
 from elvsm_nerfstudio.poses.photos import EXIF, copy_photos, find_photos
 from elvsm_nerfstudio.poses.video import extract_sharp_frames
+from elvsm_nerfstudio.show.journey import open_capture
 from elvsm_nerfstudio.stages import Stages
 
 SIZE = (150, 200)
@@ -273,6 +274,17 @@ def test_command_line(made, photos, capsys):
     main(["poses", str(photos[0]), "--output", str(made[0]), "--num-frames", "60", "--matching", "auto"])
     printed = capsys.readouterr().out
     assert "8 of 8 photos have a camera" in printed and f"elvsm show {made[0]}" in printed
+
+
+@pytest.mark.parametrize("place", ["sparse", "sparse/0", "colmap/sparse/0"])
+def test_models_of_other_tools_are_found_where_these_write_them(place, made, photos, tmp_path):
+    shutil.copytree(made[0] / "images", tmp_path / "images")
+    shutil.copytree(made[0] / "colmap/sparse/0", tmp_path / place)
+    scene = open_capture(tmp_path)
+    assert scene.num_frames == 8 and scene.sizes == [SIZE] * 8
+    # The same camera as in the capture: nerfstudio moves and scales both worlds by rules of its own.
+    found, expected = scene.cameras.camera_to_worlds[:, :, 3], open_capture(made[0]).cameras.camera_to_worlds[:, :, 3]
+    torch.testing.assert_close(torch.cdist(found, found), torch.cdist(expected, expected), atol=0.02, rtol=0.02)
 
 
 def test_show_from_photos_alone(made, photos, tmp_path, capsys):
