@@ -7,7 +7,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
-from elvsm_nerfstudio.nn.kernels import rms_norm
+from elvsm_nerfstudio.nn.kernels import layer_norm, rms_norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,6 +38,7 @@ def test_normalised_channels_keep_their_precision_under_autocast():
     gain = torch.rand(64, device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
         found = rms_norm(x, gain, 1e-6)
+        assert layer_norm(x).dtype == layer_norm(x, gain).dtype == torch.bfloat16
     assert found.dtype == torch.bfloat16
     expected = rms_norm(x.detach().float().cpu(), gain.cpu(), 1e-6)
     assert torch.allclose(found.float().cpu(), expected, atol=0.03)

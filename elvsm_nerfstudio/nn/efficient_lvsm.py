@@ -50,6 +50,7 @@ class EfficientLVSM(SceneNetwork):
     store_type = KeyValueStore
     has_prefixes = True
 
+    @torch.inference_mode(False)  # in which weights would not count their changes
     def __init__(
         self,
         config: EfficientLVSMConfig,

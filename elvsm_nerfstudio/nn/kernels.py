@@ -6,7 +6,7 @@ Results and gradients are those of PyTorch's plain operations to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from jaxtyping import Float
@@ -62,9 +62,12 @@ def prefix_attention(
     return torch.cat([found[index] for index in range(len(parts))], dim=2)
 
 
-def layer_norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """LayerNorm over channels without gain and bias."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+def layer_norm(x: Float[Tensor, "*batch d"], gain: Optional[Float[Tensor, " d"]] = None) -> Float[Tensor, "*batch d"]:
+    """LayerNorm over channels without bias, in x's precision and computed in fp32 at least."""
+    if x.device.type == "cpu":  # whose autocast leaves it alone, and which takes a gain in fp32
+        return F.layer_norm(x, x.shape[-1:], gain, eps=EPS)
+    with torch.autocast(x.device.type, enabled=False):  # under which the result would be in fp32, and be kept so
+        return F.layer_norm(x, x.shape[-1:], None if gain is None else gain.to(x.dtype), eps=EPS)
 
 
 def rms_norm(x: Float[Tensor, "*batch d"], gain: Float[Tensor, " d"], eps: float = EPS) -> Float[Tensor, "*batch d"]:

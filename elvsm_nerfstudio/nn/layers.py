@@ -18,7 +18,7 @@ from elvsm_nerfstudio.nn.kernels import EPS, attention, layer_norm, prefix_atten
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over channels without bias.
+    """LayerNorm over channels without bias, in its input's precision.
 
     Args:
         gain: whether there is a learned one.
@@ -26,6 +26,9 @@ class LayerNorm(nn.LayerNorm):
 
     def __init__(self, width: int, gain: bool):
         super().__init__(width, eps=EPS, elementwise_affine=gain, bias=False)
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return layer_norm(x, self.weight)
 
 
 class PatchTokenizer(nn.Linear):

@@ -54,6 +54,7 @@ class LVSM(SceneNetwork):
 
     store_type = TokenStore
 
+    @torch.inference_mode(False)  # in which weights would not count their changes
     def __init__(self, config: NetworkConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096):
         super().__init__(config, autocast_dtype, chunk_tokens)
         self.context_tokenizer = PatchTokenizer(9, config.patch_size, config.width)
@@ -89,8 +90,7 @@ class LVSM(SceneNetwork):
             tokens = self._target_tokens(target, memory.frame)
             known = known.to(tokens.dtype)[:, None].expand(-1, target.num_views, -1, -1)
             joint = torch.cat([tokens, known], dim=2).flatten(0, 1)
-            # Some devices' autocast gives LayerNorm's result in fp32, in which the whole stream would go on.
-            joint = self.input_norm(joint).to(tokens.dtype)
+            joint = self.input_norm(joint)
             for block in self.decoder_blocks:
                 joint = self._block(block, joint)
             tokens = joint[:, : tokens.shape[2]].unflatten(0, tokens.shape[:2])
@@ -112,6 +112,7 @@ class LVSMEncoderDecoder(LVSM):
 
     config: LVSMEncoderDecoderConfig
 
+    @torch.inference_mode(False)
     def __init__(
         self, config: LVSMEncoderDecoderConfig, autocast_dtype: Optional[torch.dtype] = None, chunk_tokens: int = 4096
     ):

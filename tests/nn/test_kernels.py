@@ -96,11 +96,14 @@ def test_eps_of_every_norm_is_the_official_codes(norm):
     not torch.__version__.startswith("2.14.") or torch.cuda.is_available(),
     reason="pretended_cuda.py knows torch 2.14 from within; on a true device there is test_gpu.py",
 )
-def test_rms_norm_keeps_bf16_off_the_cpu():
+@pytest.mark.parametrize("norm", [rms_norm, layer_norm, lambda x, gain: layer_norm(x)])
+def test_norms_keep_bf16_off_the_cpu(norm):
+    """Autocast would give fp32, and have the next layer keep that for its gradients."""
     x, gain = torch.randn(3, 4, 16).bfloat16(), torch.rand(16)
-    expected = rms_norm(x, gain)
+    expected = norm(x, gain)
     with pretended_cuda() as device, torch.autocast("cuda", torch.bfloat16):
-        found = rms_norm(x.to(device), gain.to(device))
+        assert F.layer_norm(x.to(device), (16,)).dtype == torch.float32
+        found = norm(x.to(device), gain.to(device))
         assert found.is_cuda and found.dtype == torch.bfloat16
         assert torch.allclose(found.cpu().float(), expected.float(), atol=0.03)
 

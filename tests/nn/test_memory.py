@@ -15,6 +15,7 @@ from test_network import SMALL, random_network
 from elvsm_nerfstudio.geometry import CanonicalFrame, nearest_views, view_distance
 from elvsm_nerfstudio.nn import device_memory
 from elvsm_nerfstudio.nn.device_memory import NotEnoughMemoryError
+from elvsm_nerfstudio.nn.lvsm import LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.memory import MemoryFileError, SceneMemory, StoredView, load_memory
 from elvsm_nerfstudio.nn.token_store import KeyValueStore
 from elvsm_nerfstudio.views import Views
@@ -177,6 +178,20 @@ def test_inference_mode_makes_memories_that_work_outside_of_it(network):
     assert torch.allclose(rendered, inside, atol=1e-6)
     assert network.target_blocks[0].cross_attention.to_q.weight.grad.abs().max() > 0
     assert network.context_tokenizer.weight.grad is None
+
+
+@pytest.mark.parametrize("make", [SMALL.build, LVSMEncoderDecoderConfig(width=32, num_layers=1, head_dim=16).build])
+def test_a_network_built_in_inference_mode_notices_that_its_weights_change(make):
+    views = make_views(1, 2, 16, 16)
+    with torch.inference_mode():
+        network = make()
+        memory = network.encode(views)
+        network.decode(memory, TARGET)
+        network.head.weight.mul_(2)
+        with pytest.raises(ValueError, match="encoded by other weights"):
+            network.decode(memory, TARGET)
+    network(views, TARGET).sum().backward()
+    assert network.head.weight.grad.abs().max() > 0
 
 
 def test_gradients_flow_through_views_that_are_left():
