@@ -261,8 +261,8 @@ def _causes(error: BaseException) -> tuple[list[BaseException], Optional[int]]:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    answers = [x.response for x in causes if isinstance(x, errors.HfHubHTTPError) and x.response is not None]
-    return causes, answers[0].status_code if answers else None
+    answers = [getattr(x, "response", None) for x in causes if isinstance(x, errors.HfHubHTTPError)]
+    return causes, next((answer.status_code for answer in answers if answer is not None), None)
 
 
 def _listing(source: HubFile) -> str:
