@@ -127,7 +127,7 @@ def make_model_card(args: Args) -> Path:
 
     lenses = "" if args.lens_data is None else score_lenses(weights, args.lens_data, height, args.work_dir)
 
-    train = [scene for scene in scored.scenes if scene["split"] == "train"]
+    train = [scene for scene in _scenes(config.data) if scene["split"] == "train"]
     stages = stages_of(args)
     content = text.card(
         title=args.output.stem,
@@ -270,8 +270,12 @@ def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
         results=json.loads((done / "results.json").read_text())["results"],
         details=json.loads((done / "results.images.json").read_text()),
         sheets=done / "pictures",
-        scenes=json.loads((data / "scenes.json").read_text())["scenes"],
+        scenes=_scenes(data),
     )
+
+
+def _scenes(collection: Path) -> list[dict[str, str]]:
+    return json.loads((collection / "scenes.json").read_text())["scenes"]
 
 
 def best_median_worst(ranked: Sequence[str]) -> list[str]:
