@@ -58,6 +58,7 @@ def stages_text(stages: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     for number, stage in enumerate(stages, start=1):
         at = f", at commit {stage['commit']}" if stage["commit"] else ""
+        at += "; stopped there" if stage.get("stopped") else ""
         commands = "\n".join(stage["commands"])
         parts.append(
             f"Stage {number}: {stage['steps']:,} steps, {stage['seconds_per_step']:.2f} s each{at}.\n\n"

@@ -184,11 +184,13 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
     configs = [read_config(run, "--load-config") for run in runs]
     stages = []
     for number, (run, config) in enumerate(zip(runs, configs)):
-        commands = [text.data_command(config.data), text.training_command(config, _method(config))]
+        train = f"{text.training_command(config, _method(config))} \\\n    --timestamp {config.timestamp}"
+        commands = [text.data_command(config.data), train]
         if number:
             start = config.pipeline.model.checkpoint
             commands.insert(1, f"elvsm export --load-config {runs[number - 1]} --output {start}")
-        stages.append({"commands": commands, "commit": args.commit, **_costs(run)})
+        stopped = last_step(run) + 1 < config.max_num_iterations
+        stages.append({"commands": commands, "commit": args.commit, "stopped": stopped, **_costs(run)})
     first = configs[0].pipeline.model.checkpoint
     if first is None:
         return stages
@@ -203,12 +205,17 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
     return [*(stage for stage in json.loads(file.read_text()) if stage["commands"] not in made), *stages]
 
 
+def last_step(run: Path) -> int:
+    """The step of a run's last checkpoint."""
+    return int(last_checkpoint(run).stem.removeprefix("step-"))
+
+
 def _method(config: Any) -> Any:
     return network_methods()[config.method_name]
 
 
 def _costs(run: Path) -> dict[str, float]:
-    steps = int(last_checkpoint(run).stem.removeprefix("step-")) + 1
+    steps = last_step(run) + 1
     seconds = statistics.median(read_scalars(run.parent, [ITERATION_TIME])[ITERATION_TIME].values())
     return {"steps": steps, "seconds_per_step": round(seconds, 2), "hours": round(steps * seconds / 3600, 1)}
 
