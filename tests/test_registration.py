@@ -45,6 +45,7 @@ ALLOWED = {
     "pipeline": "files programs views geometry nn training data model evaluation evaluation.evaluator viewer",
     "trainer": "files programs nn training pipeline",
     "method_configs": "programs nn training data model pipeline trainer splatting unavailable",
+    "launch": "training trainer",
     "runs": "files nn training data evaluation method_configs",
     "downloads": "files nn training evaluation",
     "synthetic": "files downloads",
