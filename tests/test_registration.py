@@ -44,7 +44,6 @@ ALLOWED = {
     "splatting": "files views geometry cameras data evaluation",
     "pipeline": "files programs views geometry nn training data model evaluation evaluation.evaluator viewer",
     "trainer": "files programs nn training evaluation pipeline",
-    "launch": "training trainer",
     "method_configs": "programs nn training data model pipeline trainer splatting unavailable",
     "launch": "training trainer",
     "runs": "files nn training data evaluation method_configs",
