@@ -41,7 +41,7 @@ ALLOWED = {
     "model": "files views geometry nn cameras training evaluation",
     "evaluation.evaluator": "files views nn data evaluation model",
     "viewer": "files views geometry nn training cameras data evaluation model",
-    "splatting": "files views geometry cameras data evaluation",
+    "splatting": "files views geometry nn cameras training data evaluation",
     "pipeline": "files programs views geometry nn training data model evaluation evaluation.evaluator viewer",
     "trainer": "files programs nn training evaluation pipeline",
     "method_configs": "programs nn training data model pipeline trainer splatting unavailable",
@@ -66,7 +66,7 @@ def test_entry_points_are_the_methods_names():
     ours = [point for point in entry_points(group="nerfstudio.method_configs") if "elvsm" in point.value]
     lvsm = [f"lvsm-{kind}{size}" for kind in ("decoder-only", "encoder-decoder") for size in ("", "-tiny")]
     kinds = ("", "-512", "-object", "-plus", "-plus-tiny", "-tiny")
-    names = [*(f"efficient-lvsm{kind}" for kind in kinds), *lvsm, "splatfacto-sparse"]
+    names = [*(f"efficient-lvsm{kind}" for kind in kinds), *lvsm, "splatfacto-lvsm", "splatfacto-sparse"]
     assert sorted(point.name for point in ours) == names
     for point in ours:
         spec = point.load()
@@ -87,7 +87,7 @@ def test_sizes_of_the_methods():
 
     counts = {}
     for name in method_configs.__all__:
-        if name == "splatfacto_sparse":  # Gaussians, no network
+        if name.startswith("splatfacto"):  # Gaussians, no network
             continue
         pipeline = getattr(method_configs, name).config.pipeline
         with torch.device("meta"):
@@ -160,7 +160,7 @@ def test_a_broken_installation_does_not_stop_other_methods():
         "print(sorted(m for m in (*methods, *all_dataparsers) if 'lvsm' in m or 'posed-json' in m))"
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 13
+    assert result.stdout.replace("\n", "").count("elvsm_nerfstudio (cannot be imported: ModuleNotFoundError") == 14
     assert result.stdout.strip().endswith("[]")
 
 
