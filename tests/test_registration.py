@@ -49,7 +49,7 @@ ALLOWED = {
     "runs": "files nn training data evaluation method_configs",
     "downloads": "files nn training evaluation",
     "synthetic": "files downloads",
-    "compare": "files views geometry nn cameras data evaluation model method_configs runs",
+    "compare": "files views geometry nn cameras data evaluation model method_configs runs splatting",
     "show": "files stages views geometry nn data evaluation model poses compare runs",
     "cli": "stages files views geometry nn training evaluation poses compare synthetic downloads viewer runs show",
 }

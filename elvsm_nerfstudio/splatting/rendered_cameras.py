@@ -22,7 +22,7 @@ from elvsm_nerfstudio.geometry import view_distance
 Arrangement = Literal["all around one place", "before one place", "between neighbours"]
 
 MIN_CONVERGENCE = 1e-3
-"""Of the viewing axes: the mean squared sine of their angles to the direction that they have most in common."""
+"""Mean squared sine of the angles between the viewing axes and the direction that they have most in common."""
 MAX_MISS = 0.3
 """The axes miss the place that they look at by so much of their distance from it, at most."""
 ALL_AROUND = math.radians(90)
@@ -59,7 +59,7 @@ def place_cameras(poses: Float[Tensor, "context 3 4"], count: int, seed: int = 0
     return PlacedCameras(placed.float(), arrangement)
 
 
-def looked_at(poses: Float[Tensor, "view 3 4"]) -> Optional[Float[Tensor, "3"]]:
+def looked_at(poses: Float[Tensor, "view 3 4"]) -> Optional[Float[Tensor, " xyz"]]:
     """The place that all cameras look at; None where there is none.
 
     A single camera does not tell how far away it is: it is taken to lie nearest to the origin of the world, about which
@@ -79,8 +79,8 @@ def looked_at(poses: Float[Tensor, "view 3 4"]) -> Optional[Float[Tensor, "3"]]:
     return place if (ahead > 0).all() and missed.mean() < MAX_MISS * ahead.mean() else None
 
 
-def upwards(poses: Float[Tensor, "view 3 4"]) -> Float[Tensor, "3"]:
-    """Up, as the cameras hold it: across all of their horizontal axes, and where those leave a choice, their mean up."""
+def upwards(poses: Float[Tensor, "view 3 4"]) -> Float[Tensor, " xyz"]:
+    """Up, as cameras are held: across all of their horizontal axes, and where those leave a choice, their mean up."""
     right, mean = poses[:, :, 0], normalize(poses[:, :, 1].mean(dim=0), dim=0)
     spread = right.T @ right / len(right) + 0.01 * (torch.eye(3).to(poses) - mean[:, None] * mean)
     up = torch.linalg.eigh(spread).eigenvectors[:, 0]
@@ -88,7 +88,7 @@ def upwards(poses: Float[Tensor, "view 3 4"]) -> Float[Tensor, "3"]:
 
 
 def _around(
-    poses: Float[Tensor, "context 3 4"], place: Float[Tensor, "3"], spread: Float[Tensor, "view 3"]
+    poses: Float[Tensor, "context 3 4"], place: Float[Tensor, " xyz"], spread: Float[Tensor, "view 3"]
 ) -> tuple[Float[Tensor, "view 3 4"], Arrangement]:
     up = upwards(poses)
     offset = poses[:, :, 3] - place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Optional
@@ -17,9 +18,9 @@ from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.geometry import view_distance
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
-from elvsm_nerfstudio.splatting.rendered_steps import FIRST_SHARE, RenderedSteps, default_end, trust
+from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, trust
 from elvsm_nerfstudio.splatting.rendered_views import RenderedViews, leave_out, render_views
-from elvsm_nerfstudio.splatting.rendering_weights import find_weights
+from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
 
 @dataclass
@@ -39,11 +40,11 @@ class RenderedViewsDataManagerConfig(ContextFramesDataManagerConfig):
     where that is known (of 'pretrained' and runs), else --pipeline.datamanager.image-size."""
     rendered_share: Optional[float] = None
     """Share of the first training steps that take a rendered view. If absent, it follows from how well the network
-    predicts each context frame from the others: no step takes one where a copy of another frame, or their mean, predicts
-    it better, and this is said."""
+    predicts each context frame from the others: no step takes one where a copy of another frame, or their mean,
+    predicts it better, and this is said."""
     rendered_end: Optional[float] = None
-    """Where the share of rendered views reaches zero, to which it falls linearly, as a share of the training; it does not
-    reach it if above 1. If absent, it follows from the number of context frames: the more, the sooner."""
+    """Where the share of rendered views reaches zero, to which it then falls linearly, as a share of the training. If
+    absent, it does not fall."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +65,7 @@ class RenderedViewsDataManagerConfig(ContextFramesDataManagerConfig):
 
 
 class RenderedViewsDataManager(ContextFramesDataManager):
-    """Trains on the context frames and, in a falling share of the steps, on rendered views.
+    """Trains on the context frames and, in a share of the steps, on rendered views.
 
     A trained run is evaluated and rendered without the network.
     """
@@ -82,7 +83,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
     ):
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.rendered: Optional[RenderedViews] = None
-        self.steps = RenderedSteps(0.0, 1.0)
+        self.steps = RenderedSteps(0.0)
         if test_mode == "val":
             start = time.perf_counter()
             self._first_share, self._record = self._render()
@@ -91,9 +92,9 @@ class RenderedViewsDataManager(ContextFramesDataManager):
     def _render(self) -> tuple[float, dict[str, Any]]:
         """Renders the views; returns the share of the first steps that takes them, and a record."""
         config = self.config
-        weights = find_weights(config.weights)
-        network = weights.build(self.device)
-        size = config.rendered_image_size or weights.image_size or config.image_size
+        renderer = load_renderer(config.weights, self.device)
+        network = renderer.network
+        size = config.rendered_image_size or renderer.image_size or config.image_size
         context, cameras = self._context_at(size, network.config.patch_size)
         left_out = leave_out(network, context)
         placed = place_cameras(cameras.camera_to_worlds, config.num_rendered_views, config.seed)
@@ -102,7 +103,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         self.rendered = render_views(network, context, cameras)
 
         trusted = trust(left_out and left_out.gain)
-        share = FIRST_SHARE * trusted if config.rendered_share is None else config.rendered_share
+        share = SHARE * trusted if config.rendered_share is None else config.rendered_share
         CONSOLE.print(
             f"{len(cameras)} views rendered {placed.arrangement}, {size[0]} x {size[1]}, with {config.weights}"
         )
@@ -121,7 +122,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
             )
         return share, {
             "weights": config.weights,
-            "file": weights.file.name,
+            "file": renderer.file.name,
             "network": network.architecture,
             "fingerprint": network.fingerprint(),
             "image_size": list(size),
@@ -148,8 +149,8 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         return views_from_cameras(cameras, patch_size, rgb.to(self.device)), cameras
 
     def plan(self, steps: int) -> None:
-        end = self.config.rendered_end or default_end(len(self.context_images))
-        self.steps = RenderedSteps(self._first_share, end * steps)
+        end = math.inf if self.config.rendered_end is None else self.config.rendered_end * steps
+        self.steps = RenderedSteps(self._first_share, end)
         taken = self.steps.before(steps)
         self._record["steps"], self._record["share_of_steps"] = taken, taken / steps
 

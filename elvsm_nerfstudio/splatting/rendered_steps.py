@@ -6,12 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
-FIRST_SHARE = 0.6
-"""Of rendered views among the first steps. Ours, as all numbers here: chosen on validation objects
-(docs/benchmarks.md)."""
-ENDS_AT_TWO_VIEWS = 1.6
-"""Share of the training at which the last rendered view is taken, twice the number of context views ago: beyond 1 their
-share does not fall to zero."""
+SHARE = 0.4
+"""Of steps that take a rendered view, where the network is trusted. Ours, as all numbers here."""
 NO_TRUST = -0.25
 """Gain in dB at which a network is not trusted at all: it predicts photos no better than a copy of another one. Below
 zero, as it is given one photo less than it will render from."""
@@ -20,22 +16,17 @@ FULL_TRUST = 0.75
 
 @dataclass(frozen=True)
 class RenderedSteps:
-    """Training steps that take a rendered view: a share of them that falls linearly, evenly among the others."""
+    """Training steps that take a rendered view: a share of them that may fall linearly, evenly among the others."""
 
     first_share: float
     """At the first step."""
-    end: float
+    end: float = math.inf
     """The step at which the share reaches zero."""
 
     def before(self, step: int) -> int:
         """So many of the first steps take a rendered view."""
         reached = min(step, self.end)
         return math.floor(self.first_share * reached * (1 - reached / (2 * self.end)))
-
-
-def default_end(num_context_views: int) -> float:
-    """The share of the training that takes rendered views: the more photos there are, the sooner they are enough."""
-    return 2 * ENDS_AT_TWO_VIEWS / num_context_views
 
 
 def trust(gain: Optional[float]) -> float:

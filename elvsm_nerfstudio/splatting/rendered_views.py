@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import views_from_cameras
-from elvsm_nerfstudio.evaluation.floors import FLOORS
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.nn.network import SceneNetwork
 from elvsm_nerfstudio.views import Views
@@ -59,7 +59,7 @@ def leave_out(network: SceneNetwork, context: Views) -> Optional[LeftOut]:
     """How well a network predicts context views that it is not given; None for a single one."""
     if context.num_views < 2:
         return None
-    predictors = {"network": network, "mean": FLOORS["mean_of_context"], "nearest": FLOORS["copy_nearest"]}
+    predictors = {"network": network, "mean": BASELINES["mean_of_context"], "nearest": BASELINES["copy_nearest"]}
     scores: dict[str, list[float]] = {name: [] for name in predictors}
     for others, left_out in _parts(context, MAX_LEFT_OUT):
         for name, predict in predictors.items():

@@ -1,4 +1,4 @@
-"""The network that renders views for a scene's Gaussians, by the name of its weights."""
+"""The network that renders views for a scene's Gaussians, by what a user calls its weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Optional
 import torch
 
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED, weights_path
-from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.network import SceneNetwork
 from elvsm_nerfstudio.nn.precision import autocast_dtype
-from elvsm_nerfstudio.nn.weights import load_weights, read_weights
-from elvsm_nerfstudio.training.checkpoints import find_checkpoint
+from elvsm_nerfstudio.nn.weights import load_network
+from elvsm_nerfstudio.training.checkpoints import CheckpointError, find_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
 
 OPTION = "--pipeline.datamanager.weights"
@@ -21,44 +21,43 @@ PRETRAINED_SIZE = (64, 64)
 
 
 @dataclass(frozen=True)
-class RenderingWeights:
-    """Weights, and what is known of them."""
+class Renderer:
+    """A network to render with."""
 
+    network: SceneNetwork
     file: Path
-    network: NetworkConfig
+    """Of its weights."""
     image_size: Optional[tuple[int, int]]
-    """Height and width that they were trained at, where that is known."""
-
-    def build(self, device: torch.device | str) -> SceneNetwork:
-        """The network with its weights, to render with."""
-        network = self.network.build()
-        load_weights(network, self.file)
-        network.autocast_dtype = autocast_dtype("auto", torch.device(device))
-        return network.to(device).eval().requires_grad_(False)
+    """Height and width that it was trained at, where that is known."""
 
 
-def find_weights(name: str) -> RenderingWeights:
-    """Finds weights by what a user calls them.
+def load_renderer(name: str, device: torch.device | str) -> Renderer:
+    """Loads a network.
 
     Args:
         name: 'pretrained', a file of weights, or a run: its folder, its config.yml or one of its checkpoints.
 
     Raises:
-        ValueError: where there are none.
+        ValueError: where there is none.
     """
     path = Path(name)
-    config = _config_of(path)
+    file, network_config, size = path, None, None
     try:
-        if config is None:
-            size = PRETRAINED_SIZE if name == PRETRAINED else None
-            return RenderingWeights(weights_path(path), read_weights(path).config, size)
-        pipeline = read_run_config(config).pipeline
-        if not hasattr(pipeline.model, "network"):
-            raise ValueError(f"{name}: found a run without a network; expected one of efficient-lvsm or lvsm")
-        file = path if path.suffix == ".ckpt" else find_checkpoint(config.parent / "nerfstudio_models")
-        return RenderingWeights(file, pipeline.model.network, tuple(pipeline.datamanager.image_size))
-    except ValueError as error:
+        run = _config_of(path)
+        if run is not None:
+            pipeline = read_run_config(run).pipeline
+            network_config = getattr(pipeline.model, "network", None)
+            if network_config is None:
+                raise ValueError(f"{name}: found a run without a network; expected one of efficient-lvsm or lvsm")
+            file = path if path.suffix == ".ckpt" else find_checkpoint(run.parent / "nerfstudio_models")
+            size = tuple(pipeline.datamanager.image_size)
+        elif name == PRETRAINED:
+            size = PRETRAINED_SIZE
+        network = load_network(file, network_config)
+    except (ValueError, CheckpointError) as error:
         raise ValueError(f"{OPTION} {error}") from None
+    network.autocast_dtype = autocast_dtype("auto", torch.device(device))
+    return Renderer(network.to(device), weights_path(file), size)
 
 
 def _config_of(path: Path) -> Optional[Path]:

@@ -328,6 +328,28 @@ def test_the_weights_of_the_package_need_no_run(plain):
     assert other == spec
 
 
+def test_gaussians_that_are_fitted_to_renders_too_name_their_weights(plain, tmp_path):
+    from elvsm_nerfstudio.compare.gaussians import Gaussians
+    from elvsm_nerfstudio.compare.layout import Settings
+    from elvsm_nerfstudio.compare.methods import SceneContext
+    from elvsm_nerfstudio.compare.rows import find_methods
+    from elvsm_nerfstudio.nn.named_weights import weights_path
+
+    (spec,) = find_methods(options(plain, "splatfacto-lvsm"), whole_scenes=True)
+    assert (spec.kind, spec.method, spec.weights) == ("gaussians", "splatfacto-lvsm", "pretrained")
+    file = tmp_path / "own.safetensors"
+    file.write_bytes(weights_path("pretrained").read_bytes())
+    (own,) = find_methods(options(plain, "splatfacto-lvsm", run=file), whole_scenes=True)
+    assert own.weights == str(file) and own.key() != spec.key()
+    settings = Settings(str(plain), (32, 32), "white", None, 2, ("scene_1",))
+    command = Gaussians(own, settings, tmp_path, torch.device("cpu"))._command(
+        SceneContext("scene_1", None, tmp_path / "index.json", 2), "scene_1-2_views"
+    )
+    assert command[1] == "splatfacto-lvsm" and command[command.index("--pipeline.datamanager.weights") + 1] == str(file)
+    with pytest.raises(ValueError, match="--runs splatfacto-lvsm=.*missing.* does not exist"):
+        find_methods(options(plain, "splatfacto-lvsm", run=tmp_path / "missing.pt"), whole_scenes=True)
+
+
 def test_gsplat_without_a_gpu_is_refused(plain, monkeypatch):
     from elvsm_nerfstudio.compare import rows as compare_rows
 
