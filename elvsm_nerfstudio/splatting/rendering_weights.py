@@ -9,8 +9,7 @@ from typing import Optional
 import torch
 
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED, weights_path
-from elvsm_nerfstudio.nn.network import SceneNetwork
-from elvsm_nerfstudio.nn.precision import autocast_dtype
+from elvsm_nerfstudio.nn.network import SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_network
 from elvsm_nerfstudio.training.checkpoints import CheckpointError, find_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
