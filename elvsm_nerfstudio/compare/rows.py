@@ -101,8 +101,9 @@ def _gaussians(args: CompareOptions) -> MethodSpec:
 
 
 def _with_renders(args: CompareOptions, weights: Path) -> MethodSpec:
+    name = str(weights.resolve() if weights.exists() else weights)
     try:
-        file = load_renderer(str(weights), "cpu").file
+        file = load_renderer(name, "cpu").file
     except ValueError as error:
         raise ValueError(f"--runs {WITH_RENDERS}={weights}: {error}") from None
     plain, stat = _gaussians(args), file.stat()
@@ -110,7 +111,7 @@ def _with_renders(args: CompareOptions, weights: Path) -> MethodSpec:
         plain,
         name=WITH_RENDERS,
         method=WITH_RENDERS,
-        weights=PRETRAINED if weights == Path(PRETRAINED) else str(weights.resolve()),
+        weights=name,
         weights_stamp=(stat.st_size, stat.st_mtime_ns),
         note=f"{plain.note}, and on views that {weights} renders from them",
     )

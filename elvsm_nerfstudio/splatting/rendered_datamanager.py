@@ -30,14 +30,14 @@ class RenderedViewsDataManagerConfig(ContextFramesDataManagerConfig):
     _target: type = field(default_factory=lambda: RenderedViewsDataManager)
     """target class to instantiate"""
     weights: str = "pretrained"
-    """Weights of the network that renders: 'pretrained', those that come with this package, a file of weights, or a run
-    (its folder, its config.yml or one of its checkpoints)."""
+    """Weights of the network that renders: a name (see `elvsm weights`), a file of weights, or a run (its folder, its
+    config.yml or one of its checkpoints)."""
     num_rendered_views: int = 24
     """Views that are rendered, before training. Their cameras follow from those of the context frames alone: around the
     place that they look at, or between neighbours and a little beside."""
     rendered_image_size: Optional[tuple[int, int]] = None
     """Height and width at which the network reads the context frames and renders. If absent, what it was trained at,
-    where that is known (of 'pretrained' and runs), else --pipeline.datamanager.image-size."""
+    where that is known (of weights by name and of runs), else --pipeline.datamanager.image-size."""
     rendered_share: Optional[float] = None
     """Share of the first training steps that take a rendered view. If absent, it follows from how well the network
     predicts each context frame from the others: no step takes one where a copy of another frame, or their mean,

@@ -8,7 +8,7 @@ from typing import Optional
 
 import torch
 
-from elvsm_nerfstudio.nn.named_weights import PRETRAINED, weights_path
+from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PUBLISHED, weights_path
 from elvsm_nerfstudio.nn.network import SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_network
 from elvsm_nerfstudio.training.checkpoints import CheckpointError, find_checkpoint
@@ -34,13 +34,14 @@ def load_renderer(name: str, device: torch.device | str) -> Renderer:
     """Loads a network.
 
     Args:
-        name: 'pretrained', a file of weights, or a run: its folder, its config.yml or one of its checkpoints.
+        name: 'pretrained', another name of weights, a file of them, or a run: its folder, its config.yml or one of its
+            checkpoints.
 
     Raises:
         ValueError: where there is none.
     """
     path = Path(name)
-    file, network_config, size = path, None, None
+    file, network_config, size = name, None, None
     try:
         run = _config_of(path)
         if run is not None:
@@ -52,11 +53,14 @@ def load_renderer(name: str, device: torch.device | str) -> Renderer:
             size = tuple(pipeline.datamanager.image_size)
         elif name == PRETRAINED:
             size = PRETRAINED_SIZE
+        elif name in PUBLISHED:
+            size = (PUBLISHED[name].image_size,) * 2
+        file = weights_path(file)
         network = load_network(file, network_config)
     except (ValueError, CheckpointError) as error:
         raise ValueError(f"{OPTION} {error}") from None
     network.autocast_dtype = autocast_dtype("auto", torch.device(device))
-    return Renderer(network.to(device), weights_path(file), size)
+    return Renderer(network.to(device), file, size)
 
 
 def _config_of(path: Path) -> Optional[Path]:
