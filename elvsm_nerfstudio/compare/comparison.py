@@ -92,8 +92,8 @@ def notes_of(specs: Sequence[MethodSpec], records: dict[str, list[dict[str, Any]
         "views where there are any, and optimisation; for fine-tuned networks: the fine-tuning too.",
         "Render a frame: median over targets, the device waited for, after a first one that does not count.",
         f"Peak memory: {memory}.",
-        "On disk: weights for networks (the same for all scenes), Gaussians for methods of splatfacto (for each scene), "
-        "the context photos, decoded, for baselines.",
+        "On disk: weights for networks (the same for all scenes), Gaussians (for each scene), the context "
+        "photos, decoded, for baselines.",
     ]
 
 
