@@ -55,6 +55,6 @@ class CompareOptions:
     video_frames: int = 72
     """Frames of a video, at 24 a second."""
     title: Optional[str] = None
-    """Of the page and the table."""
+    """Title of the page and the table."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Optional
-from unittest import mock
 
 import torch
 import tyro
@@ -227,5 +226,11 @@ def _without_lpips() -> Iterator[None]:
 
     The class is stood in for while one model is being made, and then it is as it was.
     """
-    with mock.patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", lambda normalize: None):
+    from torchmetrics.image import lpip
+
+    original = lpip.LearnedPerceptualImagePatchSimilarity
+    lpip.LearnedPerceptualImagePatchSimilarity = lambda normalize: None
+    try:
         yield
+    finally:
+        lpip.LearnedPerceptualImagePatchSimilarity = original

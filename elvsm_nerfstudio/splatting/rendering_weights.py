@@ -25,7 +25,7 @@ class Renderer:
 
     network: SceneNetwork
     file: Path
-    """Of its weights."""
+    """The file that its weights came from."""
     image_size: Optional[tuple[int, int]]
     """Height and width that it was trained at, where that is known."""
 
