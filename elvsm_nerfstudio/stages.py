@@ -40,7 +40,7 @@ class Stages:
         columns = TextColumn("[green]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._progress = Progress(*columns, console=console, disable=silent)
         self.seconds: dict[str, float] = {}
-        """Of each stage that has ended."""
+        """Seconds that each stage took that has ended."""
 
     def __enter__(self) -> Stages:
         self._progress.start()

@@ -35,9 +35,10 @@ except Exception as error:  # whatever is broken, the other methods are not
     lvsm_decoder_only = lvsm_decoder_only_tiny = lvsm_encoder_decoder = lvsm_encoder_decoder_tiny = Unavailable(error)
 
 try:
+    from elvsm_nerfstudio.method_configs.splatfacto_lvsm import splatfacto_lvsm
     from elvsm_nerfstudio.method_configs.splatfacto_sparse import splatfacto_sparse
 except Exception as error:
-    splatfacto_sparse = Unavailable(error)
+    splatfacto_lvsm = splatfacto_sparse = Unavailable(error)
 
 __all__ = [
     "efficient_lvsm",
@@ -50,5 +51,6 @@ __all__ = [
     "lvsm_decoder_only_tiny",
     "lvsm_encoder_decoder",
     "lvsm_encoder_decoder_tiny",
+    "splatfacto_lvsm",
     "splatfacto_sparse",
 ]

@@ -7,4 +7,8 @@ bash scripts/setup.sh objects,dev
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m basedpyright --level error
+if [ $# = 0 ]; then # the network's own tests once more, with the shapes of all tensors checked as they run
+    .venv/bin/python -m pytest -q --jaxtyping-packages=elvsm_nerfstudio,beartype.beartype tests/test_geometry.py \
+        tests/nn/test_{camera_encoding,kernels,layers,memory,official_step}.py
+fi
 exec .venv/bin/python -m pytest "$@"

@@ -29,7 +29,7 @@ from elvsm_nerfstudio.evaluation import metrics
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.evaluator import Evaluation, Evaluator
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.method_configs import splatfacto_sparse
+from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
@@ -498,8 +498,9 @@ def test_our_rasterizer_takes_gaussians_of_the_device(cuda):
     torch.testing.assert_close(image("cuda"), image("cpu"), atol=1e-3, rtol=1e-3)
 
 
-def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
-    config = deepcopy(splatfacto_sparse.config)
+@pytest.mark.parametrize("method", [splatfacto_sparse, splatfacto_lvsm])
+def test_gaussians_are_fitted_on_the_device(cuda, tmp_path, method):
+    config = deepcopy(method.config)
     config.pipeline.model.backend = "cpu"
     config.pipeline.datamanager = replace(
         config.pipeline.datamanager,
@@ -508,6 +509,7 @@ def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
         context_frames=(1, 5, 8),
         initial_points="random",
         num_initial_points=60,
+        **({"rendered_share": 0.8, "num_rendered_views": 3} if method is splatfacto_lvsm else {}),
     )
     config = replace(config, output_dir=tmp_path, max_num_iterations=3, vis="tensorboard")
     config.machine.device_type = "cuda"
@@ -516,6 +518,8 @@ def test_gaussians_are_fitted_on_the_device(cuda, tmp_path):
     trainer.train()
     pipeline = trainer.pipeline
     assert pipeline.model.means.device == cuda
+    if method is splatfacto_lvsm:
+        assert pipeline.datamanager.rendered.images.device == cuda and pipeline.prepared["rendered_views"]["steps"] > 0
     assert pipeline.get_average_eval_image_metrics(0, tmp_path / "pictures")["psnr"] > 0
 
 

@@ -42,8 +42,8 @@ def test_views_of_a_capture_and_of_its_numbers_are_the_same(scene):
     pixels = (views.rgb[0] * 255).round().byte()
     for intrinsics in (matrix, torch.stack([fx, fy, cx, cy], dim=-1)):
         made = views_from_arrays(views.camera_to_world[0].numpy(), intrinsics, pixels.numpy())
-        for ours, theirs in zip(made._tensors(), views._tensors()):
-            torch.testing.assert_close(ours, theirs)
+        for name in ("camera_to_world", "directions", "intrinsics", "rgb"):
+            torch.testing.assert_close(getattr(made, name), getattr(views, name))
     network = load_network("pretrained")
     with pytest.raises(ValueError, match="multiples of the patch size 8"):
         network.encode(views_from_capture(scene, size=(20, 24)))

@@ -88,12 +88,12 @@ def notes_of(specs: Sequence[MethodSpec], records: dict[str, list[dict[str, Any]
         memory += "; of all scenes up to it, where the system could not reset its count"
     return [
         "First picture: from decoded photos to the first render, with programs and weights loaded. For networks: to "
-        "encode the context views (after one warm-up) and render; for splatfacto and splatfacto-sparse: initial points "
-        "and optimisation; for fine-tuned networks: the fine-tuning too.",
+        "encode the context views (after one warm-up) and render; for Gaussians: initial points, rendered "
+        "views where there are any, and optimisation; for fine-tuned networks: the fine-tuning too.",
         "Render a frame: median over targets, the device waited for, after a first one that does not count.",
         f"Peak memory: {memory}.",
-        "On disk: weights for networks (the same for all scenes), Gaussians for splatfacto and splatfacto-sparse (for "
-        "each scene), the context photos, decoded, for baselines.",
+        "On disk: weights for networks (the same for all scenes), Gaussians (for each scene), the context "
+        "photos, decoded, for baselines.",
     ]
 
 

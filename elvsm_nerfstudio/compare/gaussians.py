@@ -20,6 +20,7 @@ from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.views import Views
 
 GAUSSIANS = "splatfacto-sparse"
+WITH_RENDERS = "splatfacto-lvsm"
 SPLATFACTO = "splatfacto"
 NUMPY_SCALARS = [np.dtype, np.dtypes.Float64DType, np.float64(0).__reduce__()[0]]
 """What nerfstudio's schedules leave in checkpoints, and torch reads on request only."""
@@ -75,6 +76,7 @@ class Gaussians:
             "pipeline.datamanager.evaluation-index": str(scene.index),
             "pipeline.datamanager.background": settings.background,
             "pipeline.model.background-color": settings.background,
+            **({} if spec.weights is None else {"pipeline.datamanager.weights": spec.weights}),
         }
         height, width = map(str, settings.image_size)
         return [

@@ -16,14 +16,15 @@ class CompareOptions:
     data: Path
     """A scene, or a collection whose test split is compared on: anything that ns-train takes."""
     methods: tuple[str, ...]
-    """Rows of the table: methods of this package, splatfacto-sparse, on machines with CUDA also nerfstudio's own
-    splatfacto, the baselines copy-nearest and mean-of-context, or names of your own for what --runs brings."""
+    """Rows of the table: methods of this package, splatfacto-sparse and splatfacto-lvsm among them, on machines with
+    CUDA also nerfstudio's own splatfacto, the baselines copy-nearest and mean-of-context, or names of your own for what
+    --runs brings."""
     output: Path
     """Folder for everything."""
     runs: tuple[str, ...] = ()
     """NAME=PATH for each trained method: the folder of a run, its config.yml or one of its checkpoints, or, for names
-    of registered methods, a file of weights. Absent for efficient-lvsm-plus-tiny: 'pretrained', the weights that come
-    with this package."""
+    of registered methods, a file of weights. Absent for efficient-lvsm-plus-tiny, and for splatfacto-lvsm, which
+    renders with them: 'pretrained', the weights that come with this package."""
     context_views: tuple[int, ...] = (4,)
     """Numbers of context views to compare with, each with the same targets."""
     num_target_views: int = 8
@@ -46,14 +47,14 @@ class CompareOptions:
     finetune_minutes: float = 5.0
     """For how long."""
     splat_iterations: int = 500
-    """Optimisation steps of splatfacto-sparse."""
+    """Optimisation steps of splatfacto-sparse and splatfacto-lvsm."""
     backend: Literal["auto", "gsplat", "cpu"] = "auto"
-    """What rasterizes for splatfacto-sparse: gsplat's CUDA kernels, ours for CPUs, or whichever works."""
+    """What rasterizes for these: gsplat's CUDA kernels, ours for CPUs, or whichever works."""
     num_videos: int = 1
     """Scenes, the first ones, to make a video of: all methods side by side on a way through the context cameras."""
     video_frames: int = 72
     """Frames of a video, at 24 a second."""
     title: Optional[str] = None
-    """Of the page and the table."""
+    """Title of the page and the table."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.views import Views
 
 PANEL, GAP, CAPTION = 256, 8, 26
@@ -111,19 +111,14 @@ def write_video(path: Path, titles: Sequence[str], folders: Sequence[Path], file
     size = columns * (width + GAP) + GAP, rows * (height + CAPTION + GAP) + GAP
     size = tuple(side + side % 2 for side in size)  # H.264 wants even sizes
     font = ImageFont.load_default(15)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        with mediapy.VideoWriter(partial, size[::-1], fps=fps, crf=18) as video:
-            for file in files:
-                canvas = Image.new("RGB", size, BACKGROUND)
-                pen = ImageDraw.Draw(canvas)
-                for i, (title, folder) in enumerate(zip(titles, folders)):
-                    left = GAP + i % columns * (width + GAP)
-                    top = GAP + i // columns * (height + CAPTION + GAP)
-                    pen.text((left, top + 3), title, INK, font)
-                    with Image.open(folder / file) as image:
-                        canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top + CAPTION))
-                video.add_image(np.asarray(canvas))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path, suffix=path.suffix) as partial, mediapy.VideoWriter(partial, size[::-1], fps=fps, crf=18) as video:
+        for file in files:
+            canvas = Image.new("RGB", size, BACKGROUND)
+            pen = ImageDraw.Draw(canvas)
+            for i, (title, folder) in enumerate(zip(titles, folders)):
+                left = GAP + i % columns * (width + GAP)
+                top = GAP + i // columns * (height + CAPTION + GAP)
+                pen.text((left, top + 3), title, INK, font)
+                with Image.open(folder / file) as image:
+                    canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top + CAPTION))
+            video.add_image(np.asarray(canvas))

@@ -12,13 +12,14 @@ from typing import Optional
 import torch
 from nerfstudio.configs.method_configs import all_methods
 
-from elvsm_nerfstudio.compare.gaussians import GAUSSIANS, SPLATFACTO
+from elvsm_nerfstudio.compare.gaussians import GAUSSIANS, SPLATFACTO, WITH_RENDERS
 from elvsm_nerfstudio.compare.layout import MethodSpec
 from elvsm_nerfstudio.compare.methods import network_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
 from elvsm_nerfstudio.runs import last_checkpoint, network_methods, read_config
+from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
 DEFAULT_SIZE = (128, 128)
 """Where no run says what it was trained for. Ours."""
@@ -45,7 +46,7 @@ def find_methods(args: CompareOptions, whole_scenes: bool) -> list[MethodSpec]:
     _check_finetuning(args, runs)
     networks, installed = network_methods(), {point.name for point in entry_points(group="nerfstudio.method_configs")}
     baselines = [name.replace("_", "-") for name in BASELINES]
-    known = [*networks, *baselines, *({GAUSSIANS} & installed), SPLATFACTO]
+    known = [*networks, *baselines, *sorted({GAUSSIANS, WITH_RENDERS} & installed), SPLATFACTO]
     for name in runs:
         if name not in args.methods:
             raise ValueError(f"--runs {name}=...: not among --methods, which are {', '.join(args.methods)}")
@@ -63,6 +64,8 @@ def find_methods(args: CompareOptions, whole_scenes: bool) -> list[MethodSpec]:
             specs.append(MethodSpec(name, "baseline", name, note="needs no learning: what a number is worth"))
         elif name == GAUSSIANS:
             specs.append(_gaussians(args))
+        elif name == WITH_RENDERS:
+            specs.append(_with_renders(args, runs.get(name, Path(PRETRAINED))))
         elif name == SPLATFACTO:
             specs.append(_splatfacto())
         elif name not in runs:
@@ -94,6 +97,23 @@ def _gaussians(args: CompareOptions) -> MethodSpec:
     note = f"optimised on each scene's context views, {args.splat_iterations} steps"
     return MethodSpec(
         GAUSSIANS, "gaussians", GAUSSIANS, iterations=args.splat_iterations, backend=args.backend, note=note
+    )
+
+
+def _with_renders(args: CompareOptions, weights: Path) -> MethodSpec:
+    name = str(weights.resolve() if weights.exists() else weights)
+    try:
+        file = load_renderer(name, "cpu").file
+    except ValueError as error:
+        raise ValueError(f"--runs {WITH_RENDERS}={weights}: {error}") from None
+    plain, stat = _gaussians(args), file.stat()
+    return replace(
+        plain,
+        name=WITH_RENDERS,
+        method=WITH_RENDERS,
+        weights=name,
+        weights_stamp=(stat.st_size, stat.st_mtime_ns),
+        note=f"{plain.note}, and on views that {weights} renders from them",
     )
 
 

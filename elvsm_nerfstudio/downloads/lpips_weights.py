@@ -44,7 +44,7 @@ class Network:
     module: str
     """The key of its convolutions in that file."""
     sha256: str
-    """Of that file."""
+    """SHA-256 of that file."""
 
 
 NETWORKS = (

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-5
-"""Of all norms."""
+"""Added to the variance in all norms."""
 
 BLOCK = 256
 """Queries that a CPU handles at once in bf16: their scores stay in its cache."""

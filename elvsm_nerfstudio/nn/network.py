@@ -99,9 +99,9 @@ class SceneNetwork(nn.Module, ABC):
     """Where memories keep what is remembered."""
 
     context_tokenizer: PatchTokenizer
-    """Of RGB in [-1, 1] and Plücker rays."""
+    """Takes RGB in [-1, 1] and Plücker rays."""
     target_tokenizer: PatchTokenizer
-    """Of Plücker rays."""
+    """Takes Plücker rays alone."""
     head: PatchHead
     has_prefixes: ClassVar[bool] = False
     """Whether ``forward`` takes prefixes."""

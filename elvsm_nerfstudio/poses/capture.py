@@ -59,12 +59,12 @@ class PoseReport:
     missing: list[str]
     """Photos whose cameras were not found."""
     reprojection_error: float
-    """Mean, in pixels."""
+    """Mean reprojection error, in pixels."""
     points: int
     cameras: list[dict[str, Any]]
     """Each camera's model, size, parameters as COLMAP orders them, and whether its focal length began at EXIF's."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each stage."""
+    """Seconds that each stage took."""
 
     def describe(self) -> str:
         """What a user wants to know, in sentences."""

@@ -91,9 +91,9 @@ class Shown:
     config: Path
     """The run's config.yml."""
     poses: Optional[PoseReport]
-    """Where cameras were found first."""
+    """What finding the cameras gave; absent where the capture had them."""
     report: dict[str, Any]
-    """As it stands in show.json."""
+    """The content of show.json."""
 
 
 def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:

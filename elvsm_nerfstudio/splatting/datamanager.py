@@ -89,7 +89,8 @@ class ContextFramesDataManager(ViewSetDataManager):
         indices = range(len(self.train_dataset))
         self.context_images = torch.stack([self.train_dataset.get_image_float32(i) for i in indices]).to(device)
         self.initial_points: Optional[InitialPoints] = None
-        self.initial_points_seconds = 0.0
+        self.seconds: dict[str, float] = {}
+        """What was done before training, and how long it took."""
         metadata = {}
         if test_mode == "val":
             points = self._make_initial_points()
@@ -112,12 +113,19 @@ class ContextFramesDataManager(ViewSetDataManager):
                 config.num_initial_points,
                 generator,
             )
-        self.initial_points, self.initial_points_seconds = points, time.perf_counter() - start
+        self.initial_points, self.seconds["initial_points"] = points, time.perf_counter() - start
         CONSOLE.print(
             f"{len(self.train_dataset)} context frames of {self.shown.name}; initial points: {points.summary} in "
-            f"{self.initial_points_seconds:.1f} s"
+            f"{self.seconds['initial_points']:.1f} s"
         )
         return points
+
+    def plan(self, steps: int) -> None:
+        """Says how many steps there will be in all."""
+
+    def record(self) -> dict[str, Any]:
+        """What a training begins with, for its record."""
+        return {"initial_points": self.initial_points.record}
 
     def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """A context frame: each once in an epoch, in an order that (seed, epoch) fix."""

@@ -50,6 +50,8 @@ class SparseSplatfactoPipeline(VanillaPipeline):
                 "(--pipeline.datamanager.background); expected the same"
             )
         super().__init__(config, *args, **kwargs)
+        self.prepared: dict[str, Any] = {}
+        """What the training began with; kept in checkpoints, as a trained run does not prepare it again."""
 
     @property
     def model(self) -> SparseSplatfactoModel:
@@ -57,6 +59,9 @@ class SparseSplatfactoPipeline(VanillaPipeline):
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         started: list[float] = []
+        trainer = attributes.trainer
+        self.datamanager.plan(trainer._start_step + trainer.config.max_num_iterations)
+        self.prepared = self.datamanager.record()
 
         def start(step: int) -> None:
             if not started:
@@ -68,13 +73,10 @@ class SparseSplatfactoPipeline(VanillaPipeline):
                 torch.cuda.synchronize(self.model.device)
                 memory["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.model.device)
             seconds = time.perf_counter() - started[0]
-            path = attributes.trainer.base_dir / FIT_RECORD
+            path = trainer.base_dir / FIT_RECORD
+            spent = self.datamanager.seconds | {"optimisation": seconds}
             write_json(path, self.record() | memory | {
-                "initial_points": self.datamanager.initial_points.record,
-                "seconds": {
-                    "initial_points": round(self.datamanager.initial_points_seconds, 3),
-                    "optimisation": round(seconds, 3),
-                },
+                "seconds": {what: round(count, 3) for what, count in spent.items()},
                 "iterations": step + 1,
                 "seed": self.datamanager.config.seed,
             })  # fmt: skip
@@ -98,6 +100,7 @@ class SparseSplatfactoPipeline(VanillaPipeline):
             "image_size": list(self.datamanager.config.image_size),
             "gaussians": self.model.num_points,
             "code": code_version(),
+            **self.prepared,
         }
 
     @torch.no_grad()
@@ -128,8 +131,12 @@ class SparseSplatfactoPipeline(VanillaPipeline):
         # The trainer logs numbers alone.
         return result if step is not None else {**result, "record": self.record(), "images": rows}
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.prepared
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: Optional[bool] = None):
         """Loads a run's Gaussians; what does not fit is an error. (nerfstudio would silently load what fits.)"""
+        self.prepared = state_dict.get("_extra_state", {})  # runs of earlier versions have none
         prefix = "_model."
         state = {k[len(prefix) :].removeprefix("module."): v for k, v in state_dict.items() if k.startswith(prefix)}
         self.model.load_state_dict(state, strict=True)

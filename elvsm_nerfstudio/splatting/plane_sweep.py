@@ -49,7 +49,7 @@ class PosedImages:
 
     rgb: Float[Tensor, "view height width 3"]
     known: Bool[Tensor, "view height width"]
-    """Where there is a picture."""
+    """Pixels that hold a picture."""
     empty: Bool[Tensor, "view height width"]
     """Where it shows the background that is behind everything, and so nothing on the way to it."""
     camera_to_world: Float[Tensor, "view 4 4"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.synthetic.furniture import CatalogueObject
 from elvsm_nerfstudio.synthetic.object_mesh import ObjectMesh, load_object
 from elvsm_nerfstudio.synthetic.object_renderer import Renderer
@@ -161,6 +162,5 @@ def scene_json(item: CatalogueObject, settings: Settings, focal: float, poses: n
 # Not evaluation.report.write_json: importing it brings torch, 1.7 s more for the command and for each process.
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file that is either the old one or the new one, whatever happens."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")

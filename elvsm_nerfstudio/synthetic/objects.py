@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.synthetic.furniture import (
     SPLITS,
     CatalogueObject,
@@ -282,9 +283,8 @@ def write_contact_sheet(output: Path, items: list[CatalogueObject], resolution: 
             on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
         corner = (position % SHEET_COLUMNS * cell, position // SHEET_COLUMNS * cell)
         sheet.paste(on_white.resize((cell, cell), Image.Resampling.BOX), corner)
-    partial = output / ".contact_sheet.png.partial"
-    sheet.save(partial, format="PNG")
-    os.replace(partial, output / "contact_sheet.png")
+    with whole(output / "contact_sheet.png") as partial:
+        sheet.save(partial, format="PNG")
 
 
 def sheet_objects(items: list[CatalogueObject]) -> list[CatalogueObject]:

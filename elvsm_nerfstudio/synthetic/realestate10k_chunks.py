@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from elvsm_nerfstudio.files import whole
 
 JPEG_QUALITY = 92
 
@@ -46,9 +47,8 @@ def write_chunks(folder: Path, scenes: Iterable[SequenceOfFrames], scenes_per_ch
 
     def flush() -> None:
         name = f"{len(set(index.values())):06d}.torch"
-        partial = folder / f".{name}.partial"
-        torch.save(chunk, partial)
-        os.replace(partial, folder / name)
+        with whole(folder / name) as partial:
+            torch.save(chunk, partial)
         index.update({scene["key"]: name for scene in chunk})
         chunk.clear()
 
@@ -72,6 +72,5 @@ def write_chunks(folder: Path, scenes: Iterable[SequenceOfFrames], scenes_per_ch
             flush()
     if chunk:
         flush()
-    partial = folder / ".index.json.partial"
-    partial.write_text(json.dumps(index, indent=0) + "\n")
-    os.replace(partial, folder / "index.json")
+    with whole(folder / "index.json") as partial:
+        partial.write_text(json.dumps(index, indent=0) + "\n")

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.synthetic.furniture import SPLITS, CatalogueObject, InputError, prepare_furniture, read_furniture
 from elvsm_nerfstudio.synthetic.object_renderer import NoGLContextError
 from elvsm_nerfstudio.synthetic.object_scene import image_name, random_generator, write_json
@@ -296,9 +297,8 @@ def write_contact_sheet(output: Path, rooms: list[Room]) -> None:
     half = -(-len(rows) // 2)
     columns = [rows[:half], rows[half:] + [np.full_like(rows[0], 255)] * (2 * half - len(rows))]
     sheet = np.concatenate([np.concatenate(column) for column in columns if column], axis=1)
-    partial_sheet = output / ".contact_sheet.png.partial"
-    Image.fromarray(sheet).save(partial_sheet, format="PNG")
-    os.replace(partial_sheet, output / "contact_sheet.png")
+    with whole(output / "contact_sheet.png") as partial:
+        Image.fromarray(sheet).save(partial, format="PNG")
 
 
 def write_video(output: Path, rooms: list[Room]) -> None:

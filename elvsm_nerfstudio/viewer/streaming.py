@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -30,6 +29,7 @@ from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.evaluation.results import code_version
 from elvsm_nerfstudio.evaluation.timing import timed
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.memory import SceneMemory
@@ -275,8 +275,6 @@ def stream(args: StreamOptions) -> dict[str, Any]:
         )
     first, targets = early[: args.first_views], targets or early[args.first_views :]
     truths, steps = [target.rgb for target in targets], []
-    partial = args.output.with_name(f".{args.output.stem}.partial{args.output.suffix}")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     shape = PANEL + 2 * GAP + CAPTION, 3 * PANEL + 4 * GAP
     columns = TextColumn("[green]Views"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     result = {
@@ -291,23 +289,20 @@ def stream(args: StreamOptions) -> dict[str, Any]:
         "unreadable": watched.unreadable if watched else {},
         "steps": [],
     }
-    try:
-        with (
-            mediapy.VideoWriter(partial, shape, fps=args.fps) as video,
-            Progress(*columns, console=console, transient=True) as progress,
-        ):
-            task = progress.add_task("", total=expected)
-            follow = Stream(model, first, targets)  # warms up while the encoder of the video starts
-            for view in islice(chain(first, source), args.num_views):
-                steps.append(follow.add(view))
-                picture = draw(view, follow.renders, truths, steps, expected)
-                video.add_image(picture)
-                result["steps"].append(asdict(steps[-1]))
-                write_json(args.output.with_suffix(".json"), result)
-                write_image(args.output.with_suffix(".png"), torch.tensor(picture) / 255)
-                progress.advance(task)
-        os.replace(partial, args.output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole(args.output, suffix=args.output.suffix) as partial,
+        mediapy.VideoWriter(partial, shape, fps=args.fps) as video,
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
+        task = progress.add_task("", total=expected)
+        follow = Stream(model, first, targets)  # warms up while the encoder of the video starts
+        for view in islice(chain(first, source), args.num_views):
+            steps.append(follow.add(view))
+            picture = draw(view, follow.renders, truths, steps, expected)
+            video.add_image(picture)
+            result["steps"].append(asdict(steps[-1]))
+            write_json(args.output.with_suffix(".json"), result)
+            write_image(args.output.with_suffix(".png"), torch.tensor(picture) / 255)
+            progress.advance(task)
     write_json(args.output.with_suffix(".json"), result)
     return result

@@ -18,7 +18,7 @@ METHODS = {
     for specification in SPECIFICATIONS
     if isinstance(specification, MethodSpecification)
 }
-RELEASED = Path(__file__).parent / "released_configs"
+RELEASED = Path(__file__).parents[1] / "released_configs"
 TINY = METHODS["efficient-lvsm-tiny"]
 
 

@@ -1,0 +1,206 @@
+"""Compares a network, splatfacto-sparse and splatfacto-lvsm, which stands between them, on objects and on photos.
+
+    python -m scripts.benchmarks.against_splatfacto --objects data/objects64 --captures ../shared/data \\
+        --output outputs/against_splatfacto --results docs/against_splatfacto --beside "nothing"
+
+Every fifth object of the test split, and the captures mary_rose, fox and chair, as far as they are there; each is an
+`elvsm compare` of its own, in a folder of its own. Called again, what is done is kept. Writes RESULTS.json, .md (the
+tables), .png (PSNR and LPIPS against the number of context views) and _pictures.png (the first target of every scene).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import tyro
+
+from elvsm_nerfstudio.compare.comparison import compare
+from elvsm_nerfstudio.compare.layout import Layout, MethodSpec, dataparser_config
+from elvsm_nerfstudio.compare.options import CompareOptions
+from elvsm_nerfstudio.compare.plots import method_colours
+from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
+from elvsm_nerfstudio.data.scenes import SceneCollection
+from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json, write_text
+
+EVERY = 5
+"""Every fifth object is compared on."""
+CAPTURES = {"mary_rose": None, "fox": None, "chair": "blender-data"}
+"""Names, and the dataparsers that read them where it is not nerfstudio's."""
+SHOWN = ("psnr", "lpips_vgg")
+"""Metrics in the tables and the plot; the JSON has all."""
+
+
+@dataclass
+class Args:
+    """Options."""
+
+    output: Path
+    """Folder of the comparisons."""
+    results: Path
+    """Path of what is written, without an ending."""
+    objects: Optional[Path] = None
+    """Collection of objects; not compared on if absent."""
+    captures: Optional[Path] = None
+    """Folder that holds the captures; those that are missing are left out."""
+    methods: tuple[str, ...] = (
+        "efficient-lvsm-plus-tiny",
+        "splatfacto-lvsm",
+        "splatfacto-sparse",
+        "copy-nearest",
+        "mean-of-context",
+    )
+    """As elvsm compare takes them."""
+    runs: tuple[str, ...] = ()
+    """As elvsm compare takes them: NAME=PATH, where it is not the weights of the package."""
+    context_views: tuple[int, ...] = (2, 4, 8)
+    """Numbers of context views."""
+    image_size: tuple[int, int] = (64, 64)
+    """Height and width of all images."""
+    num_objects: Optional[int] = None
+    """Only so many of the objects, the first ones."""
+    splat_iterations: int = 500
+    """Optimisation steps."""
+    beside: str = "unknown"
+    """What else ran on the machine, for the record."""
+
+
+def comparisons(args: Args) -> dict[str, CompareOptions]:
+    """What is compared, by name."""
+    wanted: dict[str, dict[str, Any]] = {}
+    if args.objects is not None:
+        test = SceneCollection.open(args.objects, dataparser_config(None)).split("test")
+        scenes = tuple(entry.name for entry in test[::EVERY][: args.num_objects])
+        wanted["objects"] = {"data": args.objects, "scenes": scenes}
+    for name, dataparser in CAPTURES.items():
+        if args.captures is not None and (args.captures / name).exists():
+            wanted[name] = {"data": args.captures / name, "dataparser": dataparser}
+    common = {
+        "methods": args.methods,
+        "runs": args.runs,
+        "context_views": args.context_views,
+        "image_size": args.image_size,
+        "splat_iterations": args.splat_iterations,
+        "num_videos": 0,
+        "beside": args.beside,
+    }
+    return {name: CompareOptions(output=args.output / name, **options, **common) for name, options in wanted.items()}
+
+
+def kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON says of a comparison: averages, and for every scene its scores and what was rendered for it."""
+    methods: dict[str, dict[str, Any]] = {}
+    for method in result["methods"]:
+        summaries = methods[method["name"]] = {}
+        for count, found in method["summaries"].items():
+            costs = {name: cost(found, name) for name in ("first_picture_seconds", "render_ms", "peak_bytes")}
+            per_scene = {
+                scene: {m: row[m] for m in SHOWN if m in row} for scene, row in found.get("scenes", {}).items()
+            }
+            summaries[count] = {
+                **found.get("metrics", {}),
+                **costs,
+                "scenes": per_scene,
+                "num_failed": found["num_failed"],
+            }
+    for record in result["records"]:
+        rendered = record.get("facts", {}).get("fit", {}).get("rendered_views")
+        if rendered is not None:
+            scenes = methods[record["method"]][str(record["context_views"])]["scenes"]
+            scenes[record["scene"]]["rendered_views"] = rendered
+    about = ("machine", "code", "versions", "beside", "image_size", "context_views", "scenes")
+    notes = {method["name"]: method["note"] for method in result["methods"]}
+    return {**{name: result[name] for name in about}, "notes": notes, "methods": methods}
+
+
+def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of each comparison."""
+    parts = []
+    for name, result in results.items():
+        shown = [metric for metric in SHOWN if metric in result["metrics"]]
+        counts = [str(count) for count in result["context_views"]]
+        head = [f"{METRICS[metric][0]} from {counts[0]} views" for metric in shown]
+        cells = ["method", *(cell for first in head for cell in (first, *counts[1:]))]
+        images = sum(len(scene["targets"]) for scene in result["scenes"])
+        lines = [f"**{name}**: {len(result['scenes'])} scenes, {images} images.", "", _row(cells)]
+        lines.append(_row(["---"] * len(cells)))
+        for method in result["methods"]:
+            rows = [(method["summaries"][count], metric) for metric in shown for count in counts]
+            lines.append(_row([method["name"], *(_cell(*row) for row in rows)]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(found: Mapping[str, Any], metric: str) -> str:
+    if "metrics" not in found:
+        return "failed"
+    digits = METRICS[metric][3]
+    return f"{found['metrics'][metric]:.{digits}f} +- {found['metrics'][f'{metric}_std']:.{digits}f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Metrics against the number of context views, a column for each comparison."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    first = next(iter(results.values()))
+    shown, colours = [m for m in SHOWN if m in first["metrics"]], method_colours(first["methods"])
+    size = (3.2 * len(results), 2.8 * len(shown))
+    figure, axes = plt.subplots(len(shown), len(results), figsize=size, dpi=110, layout="constrained", squeeze=False)
+    for column, (name, result) in enumerate(results.items()):
+        for axis, metric in zip(axes[:, column], shown):
+            for method in result["methods"]:
+                found = {int(c): s["metrics"][metric] for c, s in method["summaries"].items() if "metrics" in s}
+                axis.plot(*zip(*sorted(found.items())), marker="o", color=colours[method["name"]], label=method["name"])
+            axis.set(xticks=result["context_views"], title=f"{name}: {METRICS[metric][0]}")
+            axis.grid(alpha=0.25)
+    axes[-1, 0].set_xlabel("context views")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    write_figure(path, figure)
+
+
+def pictures(path: Path, args: Args, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each scene: its first target, then what the methods that learn make of it, from few to many views."""
+    rows = []
+    for name, result in results.items():
+        layout = Layout((args.output / name).resolve())
+        for scene in result["scenes"]:
+            file = frame_file(scene["targets"][0])
+            row = [layout.images(scene["name"], "target") / file]
+            for count in result["context_views"]:
+                for method in result["methods"]:
+                    if method["kind"] != "baseline":
+                        spec = MethodSpec(method["name"], method["kind"], method["method"])
+                        row.append(layout.pictures(spec, count, scene["name"], "target") / file)
+            rows.append([read_picture(picture) for picture in row if picture.exists()])
+    write_image(path, sheet(rows))
+
+
+def main() -> None:
+    """Command line."""
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        results = {name: compare(options) for name, options in comparisons(args).items()}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if not results:
+        sys.exit(f"error: nothing to compare on: expected --objects, or --captures with one of {', '.join(CAPTURES)}")
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.results.with_suffix(".json"), {name: kept(result) for name, result in results.items()})
+    write_text(args.results.with_suffix(".md"), tables(results))
+    plot(args.results.with_suffix(".png"), results)
+    pictures(args.results.with_name(f"{args.results.name}_pictures.png"), args, results)
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The benchmark that sets Gaussians with and without rendered views beside the network."""
+
+import json
+
+import torch
+
+from elvsm_nerfstudio.compare.layout import Layout, MethodSpec
+from elvsm_nerfstudio.compare.scoring import frame_file
+from elvsm_nerfstudio.evaluation.report import write_image
+from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, pictures, plot, tables
+
+
+def result(*methods: tuple[str, str, float]) -> dict:
+    """A comparison on one scene from 2 and 4 views; all methods fail on the fourth number."""
+    listed, records = [], []
+    for name, kind, psnr in methods:
+        metrics = {"psnr": psnr, "psnr_std": 1.0, "lpips_vgg": 0.25, "lpips_vgg_std": 0.01}
+        done = {
+            "num_done": 1,
+            "num_failed": 0,
+            "metrics": metrics,
+            "scenes": {"cup": metrics},
+            "render_ms": {"median": 3},
+        }
+        summaries = {"2": done, "4": {"num_failed": 1}}
+        listed.append({"name": name, "kind": kind, "method": name, "note": None, "summaries": summaries})
+        facts = {"fit": {"rendered_views": {"steps": 150}}} if name == "splatfacto-lvsm" else {}
+        records.append({"method": name, "scene": "cup", "context_views": 2, "status": "done", "facts": facts})
+    about = dict.fromkeys(("machine", "code", "versions", "beside", "image_size"))
+    scenes = [{"name": "cup", "targets": [3, 5]}]
+    return {**about, "context_views": [2, 4], "metrics": ["psnr", "lpips_vgg"], "scenes": scenes, "methods": listed,
+            "records": records}  # fmt: skip
+
+
+def test_tables_json_and_pictures(tmp_path):
+    found = {"objects": result(("splatfacto-lvsm", "gaussians", 21.5), ("copy-nearest", "baseline", 14.0))}
+    assert "| splatfacto-lvsm | 21.50 +- 1.00 | failed | 0.250 +- 0.010 | failed |" in tables(found)
+    content = json.loads(json.dumps(kept(found["objects"])))
+    views = content["methods"]["splatfacto-lvsm"]["2"]
+    assert (
+        views["psnr"] == 21.5 and views["render_ms"] == 3 and views["scenes"]["cup"]["rendered_views"]["steps"] == 150
+    )
+    assert "rendered_views" not in content["methods"]["copy-nearest"]["2"]["scenes"]["cup"]
+
+    args = Args(output=tmp_path, results=tmp_path / "result")
+    layout, spec = Layout(tmp_path / "objects"), MethodSpec("splatfacto-lvsm", "gaussians", "splatfacto-lvsm")
+    for folder in (layout.images("cup", "target"), layout.pictures(spec, 2, "cup", "target")):
+        write_image(folder / frame_file(3), torch.rand(8, 8, 3))
+    pictures(tmp_path / "pictures.png", args, found)
+    plot(tmp_path / "plot.png", found)
+    assert (tmp_path / "pictures.png").is_file() and (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_every_fifth_object_and_the_captures_that_are_there(collection, tmp_path):
+    (tmp_path / "fox").mkdir()
+    args = Args(output=tmp_path / "out", results=tmp_path / "result", objects=collection, captures=tmp_path)
+    found = comparisons(args)
+    assert list(found) == ["objects", "fox"] and found["objects"].scenes == ("scene_5",)
+    assert found["fox"].output == tmp_path / "out" / "fox" and found["fox"].context_views == (2, 4, 8)
