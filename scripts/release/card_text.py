@@ -20,9 +20,9 @@ _ELSEWHERE = {
 """Fields that say where a run lies and what it went on from; not its recipe."""
 
 LIMITS = """\
-- Made for objects that fill the picture, on white, seen from around by a camera of about 50 degrees. On photos of rooms
-  and landscapes it starts far from useful: train it on.
-- 64 x 64 pixels. Larger renders work, but a patch then covers an angle that it has not seen.
+- Made for objects on white, seen from around. On photos of rooms and landscapes it starts far from useful: train it on.
+- 64 x 64 pixels, or as many in another aspect. Much larger renders work, but a patch then covers an angle that it has
+  not seen.
 - It regresses: where the context views leave something open, it paints the mean of what may be there, a blur, in which
   the borders of its patches can show.
 - Trained on furniture, much of it in flat colours, in one fixed light: thin parts, fine patterns and print come out
