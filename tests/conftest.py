@@ -145,7 +145,7 @@ def edit_json(path: Path, change) -> None:
 def collection(tmp_path_factory) -> Path:
     """Seven scenes; read only."""
     folder = write_collection(tmp_path_factory.mktemp("collection"))
-    index = {f"scene_{i}": {"context": [0, 3], "target": [1, 5, 6]} for i in (5, 6)}
+    index = {f"scene_{i}": {"context": [0, 2], "target": [1, 5, 6]} for i in (5, 6)}
     (folder / "evaluation_index.json").write_text(json.dumps(index))
     return folder
 

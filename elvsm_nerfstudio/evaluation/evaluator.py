@@ -217,6 +217,7 @@ class Evaluator:
         for count in range(1, max(counts) + 1):
             view = views.context.select([count - 1])
 
+            @torch.no_grad()
             def append(memory=memory, view=view) -> SceneMemory:
                 return network.encode(view, frame) if memory is None else network.append(memory, view)
 

@@ -219,7 +219,7 @@ def _batch(scenes: int, size: int, device: torch.device | str) -> tuple[Any, Any
 
     def repeated(first: int, last: int) -> Any:
         views = scene.context.select(slice(first, last))
-        return type(views)(*(x.expand(scenes, *x.shape[1:]) for x in views._tensors()))
+        return views._map(lambda x: x.expand(scenes, *x.shape[1:]))
 
     return repeated(0, BATCH[0]), repeated(BATCH[0], sum(BATCH))
 

@@ -37,6 +37,7 @@ from elvsm_nerfstudio.evaluation.timing import milliseconds, processor
 from elvsm_nerfstudio.geometry import CanonicalFrame, pinhole_directions
 from elvsm_nerfstudio.nn import layers
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from elvsm_nerfstudio.nn.kernels import EPS
 from elvsm_nerfstudio.nn.published_weights import to_published
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.views import Views
@@ -166,7 +167,7 @@ def rays_in_step(step: OurStep) -> Callable[[Batch], float]:
     return run
 
 
-def plain_rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+def plain_rms_norm(x: Tensor, gain: Tensor, eps: float = EPS) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], gain.to(x.dtype), eps)
 
 

@@ -284,7 +284,7 @@ def options(data: Path, *methods: str, run: Path | None = None, **more):
         ),
         (["copy-nearest"], {"runs": ("mine=.",)}, "not among --methods, which are copy-nearest"),
         (["mine"], {"runs": ("mine",)}, "expected NAME=PATH"),
-        (["mine"], {"runs": ("mine=nowhere",)}, "no such file or folder"),
+        (["mine"], {"runs": ("mine=nowhere",)}, "mine=nowhere: found neither weights of that name nor a file"),
         (["mine"], {"runs": (f"mine={HERE}",)}, "found no config.yml in it"),
         (["mine"], {"runs": (f"mine={__file__}",)}, "a file of weights needs the name of a method"),
     ],

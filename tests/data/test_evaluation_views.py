@@ -29,7 +29,7 @@ def index_of(tmp_path, **scenes) -> EvaluationIndex:
 def test_evaluation_views_come_from_the_index_or_are_spread(collection):
     index = EvaluationIndex.read(collection / "evaluation_index.json")
     test, val = first_scene(collection), first_scene(collection, "val")
-    assert choose_evaluation_views(test, index, ViewRule(7, 4)) == FrameChoice((0, 3), (1, 5, 6))
+    assert choose_evaluation_views(test, index, ViewRule(7, 4)) == FrameChoice((0, 2), (1, 5, 6))
     choice = choose_evaluation_views(val, index, ViewRule(3, 4))
     assert len(choice.context) == 3 and len(choice.target) == 4 and not set(choice.context) & set(choice.target)
     assert choose_evaluation_views(val, index, ViewRule(3, 4)) == choice

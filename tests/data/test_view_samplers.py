@@ -188,7 +188,7 @@ def test_the_gap_counts_the_frames_that_may_be_used():
 
 
 def test_scenes_shorter_than_the_gap_and_bad_gaps_are_refused():
-    message = r"^25 frames; expected at least 26, the smallest frame gap plus one \(--pipeline.datamanager.frame-gap\)$"
+    message = r"^25 frames; expected at least 26, the smallest frame gap plus one \(--pipeline.datamanager.frame-gap\)"
     with pytest.raises(ValueError, match=message):
         BoundedGapSampler(6, False)(range(25), torch.zeros(25, 3, 4), 2, seeded(), 0)
     for bounds in (dict(min_gap=0), dict(min_gap=30, max_gap=20), dict(initial_max_gap=20), dict(initial_max_gap=200)):

@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_pipeline, write_collection
 from PIL import Image
 
+from elvsm_nerfstudio import __version__
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator
 from elvsm_nerfstudio.evaluation.protocols import PROTOCOLS, find_protocol
 from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version
@@ -186,4 +187,4 @@ def test_fingerprint_sees_names_pixels_and_cameras(collection):
 
 def test_code_version_names_this_checkout():
     version = code_version()
-    assert version["version"] == "0.1.0" and (version["commit"] is None or len(version["commit"]) >= 12)
+    assert version["version"] == __version__ and (version["commit"] is None or len(version["commit"]) >= 12)
