@@ -229,5 +229,5 @@ def test_bad_input(data, tmp_path):
         ContextFramesDataManagerConfig(initial_points="points")
     broken = write_scene(tmp_path / "scene", num_frames=8)
     edit_json(broken / "transforms.json", lambda meta: meta["frames"].__delitem__(slice(2, None)))
-    with pytest.raises(DataError, match="expected at least 4 and 1"):
+    with pytest.raises(DataError, match="2 frames for context and 0 others for targets; expected at least 5"):
         ContextFramesDataManagerConfig(data=broken).setup(device="cpu", test_mode="val")

@@ -243,7 +243,7 @@ def test_broken_and_foreign_files_are_refused(weights, tmp_path, net):
     broken = tmp_path / "broken"
     for content in (whole[: len(whole) // 2], b"<html>404</html>", b""):
         broken.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"broken cannot be read as the weights of {net} [\s\S]*(curl|python) "):
+        with pytest.raises(ValueError, match=rf"broken cannot be read as the weights of {net} [\s\S]*elvsm fetch "):
             read_vgg(net, broken)
     other = convolutions(net, 0)
     other["conv2_1"] = other["conv2_2"]
@@ -306,12 +306,12 @@ def test_training_stops_at_its_start_where_weights_are_missing_and_rendering_doe
 
 
 def test_methods_take_the_paper_s_loss_and_those_for_a_cpu_none():
-    from elvsm_nerfstudio import method_configs
+    from elvsm_nerfstudio.runs import network_methods
 
-    for name in (name for name in method_configs.__all__ if "lvsm" in name):
-        perceptual = getattr(method_configs, name).config.pipeline.model.perceptual
+    assert len(network_methods()) == 10
+    for name, config in network_methods().items():
         expected = PerceptualLossConfig("none" if name.endswith("tiny") else "vgg19", weight=0.5)
-        assert perceptual == expected, name
+        assert config.pipeline.model.perceptual == expected, name
 
 
 def test_nerfstudio_logs_the_loss_by_name(weights, tmp_path, collection):
