@@ -59,8 +59,9 @@ def count_encoded_views(pipeline, monkeypatch) -> list[int]:
 # The model's context
 
 
-def test_edited_context_is_that_context_in_the_first_frame(pipeline):
+def test_edited_context_is_that_context_in_the_first_frame(pipeline, monkeypatch):
     model, pool = pipeline.model, pool_of(pipeline)
+    monkeypatch.setattr(model.config, "render_size", "native")
     frame, first = model._context.frame, model.context_ids
     new = [frame for frame in pool.frames if frame not in first][:2]
     model.memory()
