@@ -123,7 +123,10 @@ def test_skipped_scenes_are_counted_and_listed(workspace):
 
 def test_camera_path_is_rendered(workspace, run):
     orbit = workspace / "orbit.json"
-    options = "--load-config", str(run / "config.yml")
+    # The context cameras of this scene stand around it; those of the first do not.
+    around = "--scene", "scene_6", "--name", "around"
+    made = run_cli("elvsm", "run", "--from-run", str(run / "config.yml"), *around, cwd=workspace)
+    options = "--load-config", made.stdout.split()[-1]
     run_cli("elvsm", "orbit", *options, "--output", str(orbit), "--seconds", "1", "--fps", "3",
             "--size", "21", "35", cwd=workspace)  # fmt: skip
     run_cli("ns-render", "camera-path", *options, "--camera-path-filename", str(orbit), "--output-path", "orbit.mp4",
