@@ -270,7 +270,8 @@ def _listing(source: HubFile) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = sorted(x.rfilename for x in HfApi().model_info(source.repository, revision=source.revision).siblings)
+        files = HfApi().model_info(source.repository, revision=source.revision).siblings or ()
+        found = sorted(file.rfilename for file in files)
     except Exception:  # the message is complete without
         return ""
     close = difflib.get_close_matches(source.file, found, n=1)
