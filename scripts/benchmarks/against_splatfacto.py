@@ -1,7 +1,7 @@
 """Compares a network, splatfacto-sparse and splatfacto-lvsm, which stands between them, on objects and on photos.
 
     python -m scripts.benchmarks.against_splatfacto --objects data/objects64 --captures ../shared/data \\
-        --output outputs/against_splatfacto --results docs/against_splatfacto --beside "nothing"
+        --output outputs/against_splatfacto --results docs/results/against_splatfacto --beside "nothing"
 
 Every fifth object of the test split, and the captures mary_rose, fox and chair, as far as they are there; each is an
 `elvsm compare` of its own, in a folder of its own. Called again, what is done is kept. Writes RESULTS.json, .md (the

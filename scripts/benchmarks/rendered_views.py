@@ -1,6 +1,6 @@
 """What brings how much in splatfacto-lvsm: fits on validation objects with parts of it changed, and its renders.
 
-    python -m scripts.benchmarks.rendered_views --data data/objects64 --output docs/rendered_views.json \\
+    python -m scripts.benchmarks.rendered_views --data data/objects64 --output docs/results/rendered_views.json \\
         --context-views 8 4 2 --variants none as-it-is every-pixel --beside "nothing"
 
 Every tenth validation object. Rows are written as they are done, and kept when called again. Without variants renders
