@@ -63,7 +63,7 @@ def view_directions(seed: int, name: str, num_views: int) -> np.ndarray:
 
 
 def focal_length(resolution: int) -> float:
-    """In pixels."""
+    """The focal length in pixels of a picture with FIELD_OF_VIEW_DEGREES."""
     return resolution / 2 / math.tan(math.radians(FIELD_OF_VIEW_DEGREES / 2))
 
 

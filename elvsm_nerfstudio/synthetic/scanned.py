@@ -30,7 +30,7 @@ class ScannedOptions:
     seed: int = 0
     """Seed of the cameras."""
     renderer: Literal["auto", "moderngl", "embreex"] = "auto"
-    """As of `elvsm data objects`."""
+    """Which renderer draws the pictures: the same option as that of `elvsm data objects`."""
     num_workers: int | None = None
     """Processes that render; as many as there are CPU cores if not given."""
     wheels: tuple[Path, ...] = ()

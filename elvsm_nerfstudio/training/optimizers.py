@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from elvsm_nerfstudio.training.muon import MuonAndAdamW
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Where AdamW is one kernel."""
+"""Devices on which torch has AdamW as one fused kernel."""
 COUNTS = ("skipped_steps", "nonfinite_steps", "skips_in_a_row")
 
 

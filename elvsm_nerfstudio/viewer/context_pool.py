@@ -20,7 +20,7 @@ class ContextPool:
     """Candidates for the context of one scene; their images stay on disk until asked for."""
 
     frames: tuple[int, ...]
-    """In the scene, ascending."""
+    """Numbers of the frames in the scene, ascending."""
     names: tuple[str, ...]
     """What to call them, all different."""
     cameras: Cameras

@@ -80,7 +80,7 @@ class Step:
     render_ms: float
     """Rendering a target from it, mean of all."""
     psnr: list[float]
-    """Of each target, in dB."""
+    """PSNR of each target, in dB."""
     memory_bytes: int
 
 

@@ -53,7 +53,7 @@ class Args:
         "copy-nearest",
         "mean-of-context",
     )
-    """As elvsm compare takes them."""
+    """Methods to compare: the same option as that of `elvsm compare`."""
     runs: tuple[str, ...] = ()
     """As elvsm compare takes them: NAME=PATH, where it is not the weights of the package."""
     context_views: tuple[int, ...] = (2, 4, 8)

@@ -58,7 +58,7 @@ class Variant:
     """A change to splatfacto-lvsm."""
 
     options: dict[str, Any]
-    """Of the data manager."""
+    """Options of the data manager that the variant changes."""
     loss: Callable[[Tensor, Tensor, Tensor], Tensor] = rendered_view_loss
     renders: bool = True
 
@@ -87,7 +87,7 @@ class Args:
     variants: tuple[str, ...] = ()
     """What is fitted: 'none' (no renders, splatfacto-sparse), 'as-it-is', and changes to that."""
     weights: str = "pretrained"
-    """Of the network that renders."""
+    """Weights of the network that renders."""
     num_scenes: Optional[int] = None
     """Only so many of the objects."""
     steps: int = 500

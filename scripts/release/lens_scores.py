@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,11 @@ def cases(size: int) -> list[Case]:
         Case("all views, zoom 1.33", context=(narrow,), target=narrow),
         Case("context of mixed zoom, 0.75 to 1.33", context=(wide, AS_TAKEN, narrow, AS_TAKEN)),
     ]
+
+
+def lenses_and_borders(network: SceneNetwork, data: Path, size: int) -> dict[str, Any]:
+    """``lens_scores`` and ``patch_border_ratios`` of a network, as the card and the program write them."""
+    return {"lenses": lens_scores(network, data, size), "borders": patch_border_ratios(network, data, size)}
 
 
 def lens_scores(network: SceneNetwork, data: Path, size: int) -> list[dict[str, float | str]]:

@@ -16,7 +16,7 @@ import tyro
 
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.nn.weights import load_network
-from scripts.release.lens_scores import lens_scores, lens_table, patch_border_ratios
+from scripts.release.lens_scores import lens_table, lenses_and_borders
 
 
 @dataclass
@@ -37,13 +37,12 @@ def main() -> None:
     """Command line."""
     args = tyro.cli(Args, description=__doc__)
     try:
-        network = load_network(args.weights).eval()
-        rows = lens_scores(network, args.data, args.size)
-        borders = patch_border_ratios(network, args.data, args.size)
-        write_json(args.output, {"weights": args.weights, "lenses": rows, "borders": borders})
+        scores = lenses_and_borders(load_network(args.weights).eval(), args.data, args.size)
+        write_json(args.output, {"weights": args.weights, **scores})
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(lens_table(rows))
+    borders = scores["borders"]
+    print(lens_table(scores["lenses"]))
     print(f"Differences across patch borders over those inside: renders {borders['renders']:.2f}, pictures "
           f"{borders['pictures']:.2f}")  # fmt: skip
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -30,12 +29,13 @@ import tyro
 from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.evaluation.training_curves import read_curves, read_scalars, write_curves
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights import load_network, read_weights
 from elvsm_nerfstudio.runs import RunOptions, export_weights, last_checkpoint, make_run, network_methods, read_config
 from scripts.release import card_text as text
 from scripts.release.card_pictures import write_samples
-from scripts.release.lens_scores import CONTEXT_VIEWS, lens_scores, lens_table, patch_border_ratios
+from scripts.release.lens_scores import CONTEXT_VIEWS, lens_table, lenses_and_borders
 
 ITERATION_TIME = "Train Iter (time)"
 """In a run's tensorboard log."""
@@ -160,9 +160,8 @@ def make_model_card(args: Args) -> Path:
         credits=text.credits_table(train),
     )
     if weights != args.output:
-        partial = args.output.with_name(f".{args.output.name}.partial")
-        shutil.copyfile(weights, partial)
-        os.replace(partial, args.output)
+        with whole(args.output) as partial:
+            shutil.copyfile(weights, partial)
     write_json(stages_file(args.output), stages)
     write_text(card, content)
     return card
@@ -224,9 +223,7 @@ def score_lenses(weights: Path, data: Path, size: int, work_dir: Path) -> str:
     """The card's section on other lenses, scored unless that was done before."""
     done = work_dir / f"lenses-{data.name}-{content_hash(weights)[:12]}.json"
     if not done.exists():
-        network = load_network(weights).eval()
-        scores = {"lenses": lens_scores(network, data, size), "borders": patch_border_ratios(network, data, size)}
-        write_json(done, scores)
+        write_json(done, lenses_and_borders(load_network(weights).eval(), data, size))
     scores = json.loads(done.read_text())
     borders = scores["borders"]
     return text.LENSES.format(
