@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Optional
 
 import torch
@@ -79,14 +80,22 @@ def on_cpu(cameras: Cameras) -> Cameras:
     """The cameras on the CPU; from a GPU in one copy of all that this module asks of them."""
     if cameras.device.type == "cpu":
         return cameras
-    names, distortion = ("fx", "fy", "cx", "cy", "height", "width", "camera_type"), cameras.distortion_params
-    parts = [cameras.camera_to_worlds.flatten(-2), *(getattr(cameras, name) for name in names)]
-    parts += [] if distortion is None else [distortion]
-    numbers = torch.cat([part.float() for part in parts], dim=-1).cpu()
-    fx, fy, cx, cy, *whole = numbers[..., 12:19].split(1, dim=-1)
-    height, width, kind = (number.long() for number in whole)
-    distortion = None if distortion is None else numbers[..., 19:]
-    return Cameras(numbers[..., :12].unflatten(-1, (3, 4)), fx, fy, cx, cy, width, height, distortion, kind)
+    return unpack_cameras(pack_cameras(cameras).cpu())
+
+
+def pack_cameras(cameras: Cameras) -> Float[Tensor, "*camera 25"]:
+    """All numbers of each camera: camera-to-world (3x4, row major, OpenGL axes), fx, fy, cx, cy in pixels, six
+    distortion parameters (0 where there are none), height, width and type."""
+    pose, distortion = cameras.camera_to_worlds.flatten(-2), cameras.distortion_params
+    distortion = torch.zeros_like(pose[..., :6]) if distortion is None else distortion
+    lens, whole = (cameras.fx, cameras.fy, cameras.cx, cameras.cy), (cameras.height, cameras.width, cameras.camera_type)
+    return torch.cat([part.float() for part in (pose, *lens, distortion, *whole)], dim=-1)
+
+
+def unpack_cameras(numbers: Float[Tensor, "*camera 25"]) -> Cameras:
+    """The cameras that ``pack_cameras`` made numbers of."""
+    pose, fx, fy, cx, cy, distortion, height, width, kind = numbers.split((12, 1, 1, 1, 1, 6, 1, 1, 1), dim=-1)
+    return Cameras(pose.unflatten(-1, (3, 4)), fx, fy, cx, cy, width.long(), height.long(), distortion, kind.long())
 
 
 def can_be_extended(cameras: Cameras) -> bool:
@@ -96,16 +105,8 @@ def can_be_extended(cameras: Cameras) -> bool:
 
 def extended_cameras(cameras: Cameras, above: int, left: int) -> Cameras:
     """The cameras with so many more pixels above their pictures and to the left; on the CPU."""
-    return Cameras(
-        camera_to_worlds=cameras.camera_to_worlds,
-        fx=cameras.fx,
-        fy=cameras.fy,
-        cx=cameras.cx + left,
-        cy=cameras.cy + above,
-        width=cameras.width + left,
-        height=cameras.height + above,
-        distortion_params=cameras.distortion_params,
-        camera_type=cameras.camera_type,
+    return replace(
+        cameras, cx=cameras.cx + left, cy=cameras.cy + above, width=cameras.width + left, height=cameras.height + above
     )
 
 
@@ -236,7 +237,6 @@ def in_fewer_pixels(camera: Cameras, scale: float) -> Cameras:
     height, width = int(camera.height[0]), int(camera.width[0])
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     y, x = rows / max(1, height), columns / max(1, width)
-    return Cameras(
-        camera.camera_to_worlds, camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, columns, rows,
-        camera.distortion_params, camera.camera_type,
-    )  # fmt: skip
+    return replace(
+        camera, fx=camera.fx * x, fy=camera.fy * y, cx=camera.cx * x, cy=camera.cy * y, width=columns, height=rows
+    )

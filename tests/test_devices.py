@@ -160,11 +160,12 @@ def test_gradients_are_those_of_the_cpu(cuda):
 
 def test_the_loaders_rays_are_made_on_the_device(cuda):
     generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(2, 3, 23, generator=generator)
+    rows = torch.rand(2, 3, 25, generator=generator)
     rows[..., :12] = torch.eye(4)[:3].flatten() + 0.1 * rows[..., :12]
     rows[..., 12:16] = torch.tensor([20.0, 20.0, 12.0, 8.0])
     rows[..., 16:22] *= 0.01
-    rows[0, :, 22], rows[1, :, 22] = 1, 2  # perspective and fisheye
+    rows[..., 22:24] = torch.tensor([16.0, 24.0])
+    rows[0, :, 24], rows[1, :, 24] = 1, 2  # perspective and fisheye
     rgb = torch.randint(256, (2, 3, 16, 24, 3), generator=generator).byte()
     sample = Sample(rgb, rows, num_context_views=2, failures=[])
     found, expected = sample.view_set("cuda"), sample.view_set("cpu")

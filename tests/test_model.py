@@ -12,6 +12,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 
 from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.data import scenes as scenes_module
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.nn.network import autocast_dtype
@@ -265,6 +266,20 @@ def test_ns_render_shows_the_scene_whose_context_is_held(collection):
     other = pipeline.config.datamanager.setup(test_mode="val", device="cpu")
     assert pipeline.datamanager.shown.name == other.shown.name == "scene_5"
     assert other.shown.split == "test"
+
+
+def test_a_start_crops_the_cameras_of_a_scene_once(scene, monkeypatch):
+    crop, cropped = scenes_module.resize_and_crop_intrinsics, []
+
+    def counted(intrinsics, *rest):
+        cropped.append(len(intrinsics))
+        return crop(intrinsics, *rest)
+
+    monkeypatch.setattr(scenes_module, "resize_and_crop_intrinsics", counted)
+    pipeline = tiny_pipeline(scene, "val")
+    pipeline.datamanager.next_train(0)
+    pipeline.datamanager.next_eval(0)
+    assert cropped == [12]
 
 
 def test_an_unknown_scene_to_show_is_refused(collection):

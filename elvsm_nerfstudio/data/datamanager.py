@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -185,19 +185,16 @@ class PathCameras(Cameras):
     64x64 photos 68x66, or an odd number, of which videos are made that players refuse.
     """
 
+    @staticmethod
+    def of(cameras: Cameras) -> PathCameras:
+        return PathCameras(**{part.name: getattr(cameras, part.name) for part in fields(cameras)})
+
     def get_intrinsics_matrices(self) -> Float[Tensor, "*camera 3 3"]:
         matrices = super().get_intrinsics_matrices()
         if len(self) == 1:  # no path: a rasterizer asks, and has to draw through the camera's own lens
             return matrices
         matrices[..., :2, 2] = torch.cat([self.width, self.height], dim=-1) / 2
         return matrices
-
-
-def _for_paths(cameras: Cameras) -> PathCameras:
-    c = cameras
-    return PathCameras(
-        c.camera_to_worlds, c.fx, c.fy, c.cx, c.cy, c.width, c.height, c.distortion_params, c.camera_type
-    )
 
 
 class PathLoader(FixedIndicesEvalDataloader):
@@ -224,7 +221,7 @@ class ViewDataset(InputDataset):
         files = scene.outputs.image_filenames
         outputs = DataparserOutputs(
             image_filenames=[(LonePath if len(frames) == 1 else Path)(files[frame]) for frame in frames],
-            cameras=_for_paths(scene.cropped_cameras(frames, images)),
+            cameras=PathCameras.of(scene.cropped_cameras(frames, images)),
             scene_box=scene.outputs.scene_box,
             dataparser_transform=scene.outputs.dataparser_transform,
             dataparser_scale=scene.outputs.dataparser_scale,
@@ -308,7 +305,7 @@ class ViewSetDataManager(VanillaDataManager):
     def _show(self, entry: SceneEntry) -> None:
         scene = self.collection.load(entry)
         choice = choose_evaluation_views(scene, self.evaluation_index, self._shown_views)
-        self.shown = entry
+        self.shown, self.shown_frames = entry, choice
         _say_what_is_cropped(scene, self.config.images)
         self.train_dataparser_outputs = scene.outputs
         self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
@@ -343,7 +340,7 @@ class ViewSetDataManager(VanillaDataManager):
 
     def shown_scene(self, max_targets: Optional[int] = None) -> EvaluationScene:
         """Context and targets of the scene that the viewer and ns-render show."""
-        return self.evaluation_scene(self.shown, self._shown_views, max_targets=max_targets)
+        return self._views(self.collection.load(self.shown), self.shown_frames, self.config.images, max_targets)
 
     def setup_train(self) -> None:
         if self.test_mode == "val" and not self.train_entries:
@@ -476,12 +473,16 @@ class ViewSetDataManager(VanillaDataManager):
         Raises:
             DataError: evaluation leaves nothing out, so anything unreadable stops it.
         """
-        images = images or self.config.images
         scene = self.collection.load(entry)
         choice = choose_evaluation_views(scene, self.evaluation_index, rule or self.evaluation_views)
+        return self._views(scene, choice, images or self.config.images, max_targets)
+
+    def _views(
+        self, scene: Scene, choice: FrameChoice, images: ImageSpec, max_targets: Optional[int]
+    ) -> EvaluationScene:
         choice = FrameChoice(choice.context, choice.target[:max_targets])
         return EvaluationScene(
-            name=entry.name,
+            name=scene.name,
             views=Sample.collate([read_sample(scene, choice, images)]).view_set(self.device),
             cameras=scene.cropped_cameras(choice.target, images),
             context_names=tuple(scene.frame_names[frame] for frame in choice.context),

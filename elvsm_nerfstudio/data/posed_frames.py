@@ -24,6 +24,9 @@ SCALED_ROTATIONS = (
     "write poses with rotations alone."
 )
 
+FRAME_NUMBERS = "frame_numbers"
+"""Where the metadata say which frames of the scene those of a split are: their files' names may occur twice."""
+
 
 @dataclass
 class PosedFramesDataParserConfig(DataParserConfig):
@@ -100,5 +103,5 @@ def dataparser_outputs(
         ),
         dataparser_transform=transform,
         dataparser_scale=scale,
-        metadata={} if metadata is None else metadata,
+        metadata={**(metadata or {}), FRAME_NUMBERS: frames.tolist()},
     )

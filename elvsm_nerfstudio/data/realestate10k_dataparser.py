@@ -12,7 +12,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOu
 
 from elvsm_nerfstudio.data.chunks import SPLITS, ChunkScene, is_chunk_folder, read_keys, read_scene, user_cache
 from elvsm_nerfstudio.data.images import DataError, open_image
-from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig, dataparser_outputs
+from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig, dataparser_outputs
 from elvsm_nerfstudio.files import whole
 
 ENCODED_IMAGES = "encoded_images"
@@ -70,10 +70,8 @@ class RealEstate10K(DataParser):
             scene.cameras[:, :4] * scene.cameras.new_tensor([width, height, width, height]),
             (height, width),
         )
-        frame_of = {name: frame for frame, name in enumerate(names)}
-        frames = [frame_of[name] for name in outputs.image_filenames]
         if not self.config.extract_images:
-            outputs.metadata[ENCODED_IMAGES] = EncodedImages(scene, frames)
+            outputs.metadata[ENCODED_IMAGES] = EncodedImages(scene, outputs.metadata[FRAME_NUMBERS])
         return outputs
 
     def _extract(self, scene: ChunkScene, names: Sequence[Path]) -> list[Path]:

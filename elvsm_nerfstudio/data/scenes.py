@@ -22,6 +22,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from torch import Tensor
 
+from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras
 from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import (
@@ -37,7 +38,7 @@ from elvsm_nerfstudio.data.images import (
 )
 from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
 from elvsm_nerfstudio.data.notices import say_once
-from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
+from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
 from elvsm_nerfstudio.geometry import resize_and_crop_intrinsics
@@ -80,7 +81,7 @@ class Scene:
     """Frames held out as evaluation targets; all frames where the scene itself is held out."""
     val_frames: Optional[tuple[int, ...]] = None
     """Frames that a training is validated on instead, where the dataparser has such."""
-    _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 23"]] = field(default_factory=dict, repr=False)
+    _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 25"]] = field(default_factory=dict, repr=False)
     _reductions: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
     _kept: KeptImages = field(default_factory=lambda: KeptImages(0), repr=False)
 
@@ -123,40 +124,22 @@ class Scene:
         reduction = self._reduction(0, 0.0)
         return is_cut_out(file if reduction == 1 else downscaled_copy(file, reduction), content, self._mask(0))
 
-    def cropped_intrinsics(self, spec: ImageSpec) -> Float[Tensor, "frame 4"]:
-        """fx, fy, cx, cy in pixels of every frame, of the images that ``read_images`` gives."""
-        resized = torch.tensor([spec.resized(size) for size in self.sizes])
-        return resize_and_crop_intrinsics(self.intrinsics, torch.tensor(self.sizes), resized, spec.size)
-
-    def packed_cameras(self, spec: ImageSpec) -> Float[Tensor, "frame 23"]:
-        """All that ``Sample.cameras`` says of every frame, kept for the next time."""
+    def packed_cameras(self, spec: ImageSpec) -> Float[Tensor, "frame 25"]:
+        """Cameras of every frame, of the images that ``read_images`` gives, packed (``pack_cameras``); made once."""
         if spec not in self._packed_cameras:
-            cameras, distortion = self.cameras, self.cameras.distortion_params
-            parts = (
-                cameras.camera_to_worlds.flatten(1),
-                self.cropped_intrinsics(spec),
-                torch.zeros(self.num_frames, 6) if distortion is None else distortion,
-                cameras.camera_type,
-            )
-            self._packed_cameras[spec] = torch.cat(parts, dim=-1).float()
+            resized = torch.tensor([spec.resized(size) for size in self.sizes])
+            cropped = resize_and_crop_intrinsics(self.intrinsics, torch.tensor(self.sizes), resized, spec.size)
+            (fx, fy, cx, cy), (height, width) = cropped[..., None].unbind(-2), spec.size
+            cameras = dataclasses.replace(self.cameras, fx=fx, fy=fy, cx=cx, cy=cy, height=height, width=width)
+            self._packed_cameras[spec] = pack_cameras(cameras)
         return self._packed_cameras[spec]
 
     def cropped_cameras(self, frames: Sequence[int], spec: ImageSpec) -> Cameras:
         """Cameras [frame] of the images that ``read_images`` gives."""
-        index = list(frames)
-        fx, fy, cx, cy = self.cropped_intrinsics(spec)[index][..., None].unbind(-2)
-        distortion = self.cameras.distortion_params
-        return Cameras(
-            camera_to_worlds=self.cameras.camera_to_worlds[index],
-            fx=fx,
-            fy=fy,
-            cx=cx,
-            cy=cy,
-            height=spec.size[0],
-            width=spec.size[1],
-            distortion_params=None if distortion is None else distortion[index],
-            camera_type=self.cameras.camera_type[index],
-        )
+        cameras = unpack_cameras(self.packed_cameras(spec)[list(frames)])
+        if self.cameras.distortion_params is None:
+            cameras.distortion_params = None
+        return cameras
 
     def read_images(
         self,
@@ -360,8 +343,11 @@ class SceneCollection:
         splits = _by_split(self.dataparser, entry.path)
         outputs = _all_frames(self.dataparser, entry.path)
         position = {file: i for i, file in enumerate(outputs.image_filenames)}
-        held_out = self._held_out.get(entry.name, frozenset()) & set(position.values())
-        frames = {split: {position[file] for file in part.image_filenames} for split, part in splits.items()}
+        held_out = self._held_out.get(entry.name, frozenset()) & set(range(len(outputs.image_filenames)))
+        frames = {
+            split: set(part.metadata.get(FRAME_NUMBERS) or (position[file] for file in part.image_filenames))
+            for split, part in splits.items()
+        }
         train = frames["train"]
         test = frames.get("test", frames.get("val", set())) | held_out
         val = frames.get("val", set()) | held_out

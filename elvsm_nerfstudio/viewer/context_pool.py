@@ -43,11 +43,7 @@ class ContextPool:
         an evaluation index names (targets that are merely what is left of a scene are no reason to keep a frame out).
         """
         scene = datamanager.collection.load(datamanager.shown)
-        position = {file: frame for frame, file in enumerate(scene.outputs.image_filenames)}
-        context, targets = (
-            tuple(position[file] for file in dataset.image_filenames)
-            for dataset in (datamanager.train_dataset, datamanager.eval_dataset)
-        )
+        context, targets = datamanager.shown_frames.context, datamanager.shown_frames.target
         index = datamanager.evaluation_index
         listed = index is not None and scene.name in index.choices
         kept_out = set(targets) if listed or not datamanager.collection.whole_scenes else set()

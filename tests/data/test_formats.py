@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import edit_json, sphere_scene, write_chunk_split
+from conftest import edit_json, sphere_scene, tiny_pipeline, write_chunk_split
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
@@ -21,7 +21,8 @@ from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataPars
 from elvsm_nerfstudio.data.samples import read_sample
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
-from elvsm_nerfstudio.geometry import CanonicalFrame
+from elvsm_nerfstudio.geometry import CanonicalFrame, opengl_to_opencv
+from elvsm_nerfstudio.viewer.context_pool import ContextPool
 
 SQUARE = ImageSpec((32, 32), width_multiple=8)
 
@@ -335,6 +336,36 @@ def test_lists_have_splits_and_are_opened_without_opening_scenes(posed_lists):
         file.write("elsewhere/gone.json\n")
     with pytest.raises(DataError, match="scene gone .* cannot be used: .*gone.json is not a scene of posed frames"):
         load(posed_lists, "gone")
+
+
+def name_an_image_twice(scene: Path) -> None:
+    """Frame 1 gets the image of frame 5, and keeps its camera."""
+    edit_json(scene, lambda meta: meta["frames"][1].update(image_path=meta["frames"][5]["image_path"]))
+
+
+def test_frames_of_one_image_are_told_apart_where_a_scene_is_shown(posed_lists, tmp_path):
+    key = f"{20:016x}"
+    name_an_image_twice(posed_lists / "test/metadata" / f"{key}.json")
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({key: {"context": [1, 2], "target": [5, 6]}}))
+    may_miss = dict(evaluation_index=index, index_may_miss_scenes=True)
+    pipeline = tiny_pipeline(posed_lists, **may_miss)
+    scene = load(posed_lists, key)
+    pool = ContextPool.of_shown_scene(pipeline.datamanager)
+    assert pool.context == pipeline.model.context_ids == (1, 2) and pool.frames == (0, 1, 2, 3, 4, 7)
+    shown = pipeline.datamanager.shown_scene().views
+    expected = opengl_to_opencv(scene.cameras.camera_to_worlds)
+    assert torch.equal(shown.context.camera_to_world[0, :, :3], expected[[1, 2]])
+    assert torch.equal(shown.target.camera_to_world[0, :, :3], expected[[5, 6]])
+    assert torch.equal(pool.read(1).camera_to_world[0, 0, :3], expected[1])
+
+
+def test_frames_of_one_image_are_told_apart_in_the_splits_of_a_capture(posed_lists):
+    file = posed_lists / "test/metadata" / f"{20:016x}.json"
+    name_an_image_twice(file)
+    capture = SceneCollection.open(file, PosedJsonDataParserConfig(eval_interval=5))
+    scene = capture.load(capture.entries[0])
+    assert scene.eval_frames == (0, 5) and scene.train_frames == (1, 2, 3, 4, 6, 7)
 
 
 def test_other_methods_read_posed_json_through_nerfstudio(posed_lists):
