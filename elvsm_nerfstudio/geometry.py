@@ -154,6 +154,13 @@ def nearest_views(
     return view_distance(context, target).argsort(dim=-1, stable=True)[..., :count]
 
 
+def nearest_others(views: Float[Tensor, "*batch view rows 4"]) -> Int[Tensor, "*batch view other"]:
+    """For every view the positions of all the others, the nearest (``view_distance``) first; of equals, the first."""
+    distance = view_distance(views, views)
+    distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    return distance.argsort(dim=-1, stable=True)[..., :-1]
+
+
 @dataclass(frozen=True)
 class CanonicalFrame:
     """A similarity transform from the world of each scene to the frame in which the network sees its cameras.

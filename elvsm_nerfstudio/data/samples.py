@@ -10,11 +10,10 @@ from typing import Optional
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.cameras import unpack_cameras, views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.lenses import Lens, draw_lenses, step_spec, window_intrinsics, window_of
 from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
@@ -32,9 +31,8 @@ class Sample:
     """Context and then target images of one scene (or, collated, of several), with their cameras."""
 
     rgb: UInt8[Tensor, "*scene view height width 3"]
-    cameras: Float[Tensor, "*scene view 23"]
-    """Camera-to-world (3x4, row major, OpenGL axes), fx, fy, cx, cy in pixels, six distortion parameters and the type
-    of each camera."""
+    cameras: Float[Tensor, "*scene view 25"]
+    """Packed (``pack_cameras``)."""
     num_context_views: int
     failures: list[str]
     """What was wrong with scenes that were skipped on the way to this sample."""
@@ -59,21 +57,9 @@ class Sample:
 
     def view_set(self, device: torch.device | str) -> ViewSet:
         """The collated sample as context and target views on a device; rays are made there."""
-        scenes, _, height, width, _ = self.rgb.shape
-        poses, focal, distortion, kind = self.cameras.flatten(0, 1).split((12, 4, 6, 1), -1)
-        cameras = Cameras(
-            camera_to_worlds=poses.unflatten(-1, (3, 4)),
-            fx=focal[:, 0:1],
-            fy=focal[:, 1:2],
-            cx=focal[:, 2:3],
-            cy=focal[:, 3:4],
-            height=height,
-            width=width,
-            distortion_params=distortion,
-            camera_type=kind.long(),
-        )
+        cameras = unpack_cameras(self.cameras.flatten(0, 1))
         rgb = self.rgb.flatten(0, 1).to(device, non_blocking=True).float() / 255
-        views = views_from_cameras(cameras, patch_size=1, rgb=rgb).split_scenes(scenes)
+        views = views_from_cameras(cameras, patch_size=1, rgb=rgb).split_scenes(len(self.rgb))
         context = self.num_context_views
         return ViewSet(views.select(slice(0, context)), views.select(slice(context, None)))
 
@@ -182,12 +168,13 @@ class TrainingSamples(Dataset):
 
     def __getitems__(self, ks: list[int]) -> Sample | SharedBatch:
         """The samples of a batch, all of one training step, collated; from a worker process, handed over."""
-        shape = self._shape(len(ks), self._count(ks[0]), self._spec(ks[0]))
+        count, spec = self._drawn(ks[0])
+        shape = self._shape(len(ks), count, spec)
         worker = get_worker_info()
         if worker is None:
-            return self._batch(ks, torch.empty(shape, dtype=torch.uint8))
+            return self._batch(ks, count, spec, torch.empty(shape, dtype=torch.uint8))
         place = self.buffers.place(worker.id)
-        batch = self._batch(ks, self.buffers.images(place, shape))
+        batch = self._batch(ks, count, spec, self.buffers.images(place, shape))
         return SharedBatch(place, shape, batch.cameras.numpy(), batch.num_context_views, batch.failures)
 
     def largest_batch(self, scenes: int) -> int:
@@ -197,21 +184,25 @@ class TrainingSamples(Dataset):
     def _shape(self, scenes: int, num_context_views: int, spec: ImageSpec) -> tuple[int, ...]:
         return scenes, num_context_views + self.sampler.num_target_views, *spec.size, 3
 
-    def _spec(self, k: int) -> ImageSpec:
-        return step_spec(self.spec, self.seed, k // self.samples_per_step) if self.lens_augmentation else self.spec
+    def _drawn(self, k: int) -> tuple[int, ImageSpec]:
+        """What all samples of a step have in common: the number of context views, and how images are read."""
+        step = k // self.samples_per_step
+        spec = step_spec(self.spec, self.seed, step) if self.lens_augmentation else self.spec
+        return draw_num_context_views(self.num_context_views, self.seed, step), spec
 
-    def _batch(self, ks: list[int], rgb: UInt8[Tensor, "scene view height width 3"]) -> Sample:
-        return Sample.collate([self._sample(k, images) for k, images in zip(ks, rgb)], rgb)
+    def _batch(
+        self, ks: list[int], count: int, spec: ImageSpec, rgb: UInt8[Tensor, "scene view height width 3"]
+    ) -> Sample:
+        return Sample.collate([self._sample(k, count, spec, images) for k, images in zip(ks, rgb)], rgb)
 
     def __getitem__(self, k: int) -> Sample:
-        return self._sample(k)
+        return self._sample(k, *self._drawn(k))
 
-    def _count(self, k: int) -> int:
-        return draw_num_context_views(self.num_context_views, self.seed, k // self.samples_per_step)
-
-    def _sample(self, k: int, out: Optional[UInt8[Tensor, "view height width 3"]] = None) -> Sample:
+    def _sample(
+        self, k: int, count: int, spec: ImageSpec, out: Optional[UInt8[Tensor, "view height width 3"]] = None
+    ) -> Sample:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, k))
-        step, count = k // self.samples_per_step, self._count(k)
+        step = k // self.samples_per_step
         index = self._scene_in_epoch(k)
         failures: list[str] = []
         while len(failures) < MAX_ATTEMPTS:
@@ -226,7 +217,7 @@ class TrainingSamples(Dataset):
                     ) from error
                 num_views = len(choice.context) + len(choice.target)
                 lenses = draw_lenses(num_views, generator) if self.lens_augmentation else None
-                sample = read_sample(scene, choice, self._spec(k), out, lenses)
+                sample = read_sample(scene, choice, spec, out, lenses)
             except DataError as error:
                 if len(self.entries) == 1:
                     raise

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio import geometry
 from elvsm_nerfstudio.geometry import outlying
 
 MIN_MEAN_UP = 0.1
@@ -38,12 +37,6 @@ def farthest_point_views(
         chosen.append(int(distance.masked_fill(~left, -1.0).argmax()))
         distance = torch.minimum(distance, (features - features[chosen[-1]]).norm(dim=-1))
     return chosen
-
-
-def nearest_views(camera_to_world: Float[Tensor, "view 3 4"], camera: Float[Tensor, "3 4"], count: int) -> list[int]:
-    """Positions of the ``count`` views nearest to a camera (``view_distance``), equally near ones in their order."""
-    count = min(count, len(camera_to_world))
-    return geometry.nearest_views(camera_to_world.double(), camera.double()[None], count)[0].tolist()
 
 
 def azimuth_order(camera_to_world: Float[Tensor, "view 3 4"]) -> list[int]:

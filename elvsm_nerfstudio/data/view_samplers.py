@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio.data.view_geometry import azimuth_order, farthest_point_views, nearest_views
+from elvsm_nerfstudio.data.view_geometry import azimuth_order, farthest_point_views
+from elvsm_nerfstudio.geometry import nearest_views
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ class NearestViewSampler(_TargetDraw):
         num_frames = self._num_frames(frames, num_context_views)
         anchor = _integer(0, len(frames) - 1, generator)
         # More views than asked for may have the very pose of the anchor, which then is not among the nearest.
-        near = [i for i in nearest_views(poses, poses[anchor], num_frames) if i != anchor][: num_frames - 1]
+        nearest = nearest_views(poses, poses[anchor : anchor + 1], num_frames)[0].tolist()
+        near = [i for i in nearest if i != anchor][: num_frames - 1]
         dealt = _draw(near, len(near), generator)
         context, others = dealt[:num_context_views], dealt[num_context_views:]
         if self.targets_include_context:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from elvsm_nerfstudio.geometry import view_distance
+from elvsm_nerfstudio.geometry import nearest_others
 
 MAX_SOURCES = 4
 """Other views that a view is compared with, the nearest."""
@@ -163,9 +163,7 @@ def _agreed_depths(
 
 
 def _sources(images: PosedImages, view: int) -> list[int]:
-    poses = images.camera_to_world
-    distance = view_distance(poses, poses[view : view + 1])[0]
-    return [other for other in distance.argsort().tolist() if other != view][:MAX_SOURCES]
+    return nearest_others(images.camera_to_world)[view, :MAX_SOURCES].tolist()
 
 
 def _sweep(

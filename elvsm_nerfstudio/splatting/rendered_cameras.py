@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.quasirandom import SobolEngine
 
-from elvsm_nerfstudio.geometry import view_distance
+from elvsm_nerfstudio.geometry import nearest_others
 
 Arrangement = Literal["all around one place", "before one place", "between neighbours"]
 
@@ -119,8 +119,7 @@ def _around(
 
 
 def _between(poses: Float[Tensor, "context 3 4"], spread: Float[Tensor, "view 3"]) -> Float[Tensor, "view 3 4"]:
-    distance = view_distance(poses, poses).fill_diagonal_(torch.inf)
-    neighbours = distance.argsort(dim=-1)[:, : min(2, len(poses) - 1)]
+    neighbours = nearest_others(poses)[:, :2]
     number = torch.arange(len(spread), device=poses.device)
     first = number % len(poses)
     second = neighbours[first, (number // len(poses)) % neighbours.shape[1]]

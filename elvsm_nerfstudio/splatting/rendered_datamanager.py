@@ -13,9 +13,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.datamanager import ViewDataset
-from elvsm_nerfstudio.data.evaluation_views import choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
-from elvsm_nerfstudio.geometry import view_distance
+from elvsm_nerfstudio.geometry import nearest_views
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
 from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, trust
@@ -98,7 +97,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         context, cameras = self._context_at(size, network.config.patch_size)
         left_out = leave_out(network, context)
         placed = place_cameras(cameras.camera_to_worlds, config.num_rendered_views, config.seed)
-        nearest = view_distance(cameras.camera_to_worlds, placed.poses).argmin(dim=-1)
+        nearest = nearest_views(cameras.camera_to_worlds, placed.poses, 1).squeeze(-1)
         cameras = replace(cameras[nearest], camera_to_worlds=placed.poses)
         self.rendered = render_views(network, context, cameras)
 
@@ -142,7 +141,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
                 f"{patch_size}, the patches of {config.weights}"
             )
         scene = self.collection.load(self.shown)
-        frames = choose_evaluation_views(scene, self.evaluation_index, self._shown_views).context
+        frames = self.shown_frames.context
         photos = ViewDataset(scene, frames, ImageSpec(size, config.background))
         rgb = torch.stack([photos.get_image_float32(index) for index in range(len(frames))])
         cameras = photos.cameras.to(self.device)

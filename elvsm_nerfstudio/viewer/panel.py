@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from viser import ViserServer
 
 from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
-from elvsm_nerfstudio.data.view_geometry import farthest_point_views, nearest_views
+from elvsm_nerfstudio.data.view_geometry import farthest_point_views
+from elvsm_nerfstudio.geometry import nearest_views
 from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs, enlarge
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
@@ -306,7 +307,8 @@ class ContextControls:
         wanted = plan.frames
         if plan.mode == "nearest to camera":
             pose = camera.camera_to_worlds[0].to(self._pool.poses)
-            wanted = tuple(frames[i] for i in nearest_views(self._pool.poses, pose, self._count.value))
+            count = min(self._count.value, len(frames))
+            wanted = tuple(frames[i] for i in nearest_views(self._pool.poses, pose[None], count)[0].tolist())
         return tuple(frame for frame in wanted if frame not in self._unusable)
 
     def _update_context(self, wanted: tuple[int, ...]) -> int:

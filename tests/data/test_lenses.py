@@ -10,6 +10,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from elvsm_nerfstudio.data import samples as samples_module
 from elvsm_nerfstudio.data.images import ImageSpec
 from elvsm_nerfstudio.data.lenses import (
     ASPECT_SHARE,
@@ -125,6 +126,14 @@ def test_workers_and_resumed_runs_see_the_same_lenses(collection):
     pairs = [*zip(batches[3, 0], batches[0, 0][3:]), *zip(batches[0, 2], batches[0, 0])]
     for batch, expected in pairs:
         assert torch.equal(batch.rgb, expected.rgb) and torch.equal(batch.cameras, expected.cameras)
+
+
+def test_what_a_step_has_in_common_is_drawn_once(collection, monkeypatch):
+    scenes, steps = SceneCollection.open(collection, NerfstudioDataParserConfig()), []
+    monkeypatch.setattr(samples_module, "step_spec", lambda spec, seed, step: steps.append(step) or spec)
+    sampler, spec = RandomViewSampler(2, targets_include_context=False), ImageSpec((32, 32))
+    samples = TrainingSamples(scenes, scenes.split("train"), sampler, spec, 0, (1, 3), 3, lens_augmentation=True)
+    assert samples.__getitems__([3, 4, 5]).rgb.shape[0] == 3 and steps == [1]
 
 
 def test_evaluation_sees_the_pictures_as_they_were_taken(collection):

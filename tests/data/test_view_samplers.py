@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import look_at, random_poses
 
-from elvsm_nerfstudio.data.view_geometry import azimuth_order, farthest_point_views, nearest_views
+from elvsm_nerfstudio.data.view_geometry import azimuth_order, farthest_point_views
 from elvsm_nerfstudio.data.view_samplers import (
     AngularGroupSampler,
     BoundedGapSampler,
@@ -16,6 +16,7 @@ from elvsm_nerfstudio.data.view_samplers import (
     RandomViewSampler,
     draw_num_context_views,
 )
+from elvsm_nerfstudio.geometry import nearest_others, nearest_views
 
 DRAWING = [RandomViewSampler, BoundedGapSampler, AngularGroupSampler, FarthestPointSampler, NearestViewSampler]
 
@@ -324,17 +325,21 @@ def test_farthest_point_context_starts_anywhere():
 # Nearest
 
 
+def nearest(poses: torch.Tensor, camera: torch.Tensor, count: int) -> list[int]:
+    return nearest_views(poses, camera[None], count)[0].tolist()
+
+
 def test_nearest_views_are_near_in_place_and_direction():
     poses = orbit(torch.tensor([0.0, 1.0, 0.3, 3.0, 0.1]))
-    assert nearest_views(poses, poses[0], 5) == [0, 4, 2, 1, 3]
-    assert nearest_views(poses, poses[3], 2) == [3, 1]
+    assert nearest(poses, poses[0], 5) == [0, 4, 2, 1, 3]
+    assert nearest(poses, poses[3], 2) == [3, 1]
     # At one place, only the direction tells, and the same poses keep their order.
     poses[:, :, 3] = 0
-    assert nearest_views(poses[[3, 0, 4, 0]], poses[0], 4) == [1, 3, 2, 0]
+    assert nearest(poses[[3, 0, 4, 0]], poses[0], 4) == [1, 3, 2, 0]
     # In one direction, only the place.
     poses[:, :, :3] = torch.eye(3)
     poses[:, 0, 3] = torch.tensor([5.0, 1.0, -2.0, 0.0, 4.0])
-    assert nearest_views(poses, poses[1], 4) == [1, 3, 2, 4]
+    assert nearest(poses, poses[1], 4) == [1, 3, 2, 4]
 
 
 def test_nearest_views_score_distance_in_extents_and_angle_alike():
@@ -342,14 +347,23 @@ def test_nearest_views_score_distance_in_extents_and_angle_alike():
     poses[:, 0, 3] = torch.tensor([-2.0, 2.0, 0.0, 1.0])  # mean 0.25, so the extent is 2.25
     poses[2, :, [0, 2]] = poses[2, :, [2, 0]] * torch.tensor([-1.0, 1.0])  # a quarter turn: 1 - cos = 1
     # From the camera at -2: 4 / 2.25, 2 / 2.25 + 1 and 3 / 2.25.
-    assert nearest_views(poses, poses[0], 4) == [0, 3, 1, 2]
+    assert nearest(poses, poses[0], 4) == [0, 3, 1, 2]
 
 
 def test_nearest_views_are_independent_of_the_world():
     poses = poses_around(30)
     for seed in range(10):
         moved = transformed(poses, seed)
-        assert nearest_views(moved, moved[seed], 30) == nearest_views(poses, poses[seed], 30)
+        assert nearest(moved, moved[seed], 30) == nearest(poses, poses[seed], 30)
+
+
+def test_nearest_others_are_the_nearest_without_the_view_itself():
+    poses = poses_around(9)
+    poses[4] = poses[0]  # a copy of a view is another view
+    others = nearest_others(poses).tolist()
+    for view in range(9):
+        assert others[view] == [i for i in nearest(poses, poses[view], 9) if i != view]
+    assert others[0][0] == 4 and others[4][0] == 0 and nearest_others(poses[:1]).shape == (1, 0)
 
 
 @pytest.mark.parametrize("targets_include_context", [False, True])
@@ -360,7 +374,7 @@ def test_the_anchor_is_a_target_and_its_neighbours_are_dealt_at_random(targets_i
     for _ in range(2000):
         choice = sampler(range(16), poses, 2, generator, 0)
         anchor = choice.target[0]
-        near = nearest_views(poses, poses[anchor], 5)[1:]
+        near = nearest(poses, poses[anchor], 5)[1:]
         assert anchor not in choice.context and {*choice.context, *choice.target[1:]} <= set(near)
         anchors[anchor] += 1
         ranks.update(near.index(frame) for frame in choice.context)

@@ -297,7 +297,7 @@ def test_views_are_spread_over_the_scene_or_chosen_for_the_camera(session):
     session.set("Choice", "nearest to camera")
     session.render()
     pose = session.pipeline.datamanager.eval_dataset.cameras.camera_to_worlds[0]
-    nearest = viewer_module.nearest_views(session.pool.poses, pose, 3)
+    nearest = viewer_module.nearest_views(session.pool.poses, pose[None], 3)[0].tolist()
     assert set(session.model.context_ids) == {session.pool.frames[position] for position in nearest}
     session.set("Choice", "manual")
     session.render()
@@ -394,8 +394,8 @@ def test_browsers_have_frames_and_nearest_views_of_their_own(session, monkeypatc
         for browser, at in positions.items():
             assert torch.allclose(browser.submit(frame, at).result(), frames[browser], atol=1e-6)
         assert encoded == [] and edits == []
-        nearest = [viewer_module.nearest_views(poses, poses[at], 2) for at in positions.values()]
-        assert set(session.model.context_ids) == {session.pool.frames[i] for views in nearest for i in views}
+        nearest = viewer_module.nearest_views(poses, poses[list(positions.values())], 2)
+        assert set(session.model.context_ids) == {session.pool.frames[i] for i in nearest.flatten().tolist()}
 
         def fail(*args):
             raise torch.OutOfMemoryError("no room for this")
