@@ -235,8 +235,18 @@ def _nerfstudio_directions(
 def in_fewer_pixels(camera: Cameras, scale: float) -> Cameras:
     """A camera [1] that sees the same in a picture that is smaller by a factor up to 1."""
     height, width = int(camera.height[0]), int(camera.width[0])
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    y, x = rows / max(1, height), columns / max(1, width)
+    return in_pixels(camera, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def in_pixels(cameras: Cameras, height: int, width: int) -> Cameras:
+    """Cameras [view] that see the same in pictures of another size."""
+    y, x = height / cameras.height.clamp(min=1), width / cameras.width.clamp(min=1)
     return replace(
-        camera, fx=camera.fx * x, fy=camera.fy * y, cx=camera.cx * x, cy=camera.cy * y, width=columns, height=rows
+        cameras,
+        fx=cameras.fx * x,
+        fy=cameras.fy * y,
+        cx=cameras.cx * x,
+        cy=cameras.cy * y,
+        width=torch.full_like(cameras.width, width),
+        height=torch.full_like(cameras.height, height),
     )

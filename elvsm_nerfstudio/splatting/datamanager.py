@@ -12,6 +12,7 @@ import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
@@ -112,6 +113,7 @@ class ContextFramesDataManager(ViewSetDataManager):
                 config.background,
                 config.num_initial_points,
                 generator,
+                self._rendered_for_points(),
             )
         self.initial_points, self.seconds["initial_points"] = points, time.perf_counter() - start
         CONSOLE.print(
@@ -119,6 +121,10 @@ class ContextFramesDataManager(ViewSetDataManager):
             f"{self.seconds['initial_points']:.1f} s"
         )
         return points
+
+    def _rendered_for_points(self) -> Optional[tuple[Cameras, Tensor]]:
+        """Cameras and images, on the CPU and of the context frames' size, to find points by beside the context."""
+        return None
 
     def plan(self, steps: int) -> None:
         """Says how many steps there will be in all."""

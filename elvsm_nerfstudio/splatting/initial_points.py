@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from elvsm_nerfstudio.data.images import Background, DataError
 from elvsm_nerfstudio.geometry import opengl_to_opencv
 from elvsm_nerfstudio.splatting.lens import undistort
+from elvsm_nerfstudio.splatting.photo_hull import hull_points
 from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points, visible_range
 
 Initialization = Literal["plane-sweep", "random", "points"]
@@ -24,6 +25,8 @@ EMPTY = 2 / 255
 """Pixels show nothing if none of their colours differs by more from the background's. Ours."""
 MIN_POINTS = 4
 """splatfacto takes the distance to the third neighbour for the size of a Gaussian."""
+NEARLY_EMPTY = 0.06
+"""The same for rendered views, whose backgrounds are not exact. Ours."""
 DRAWS = 20
 """Random points are chosen from so many times as many. Ours."""
 RANGE_WITHOUT_OVERLAP = (0.25, 2.0)
@@ -52,13 +55,15 @@ def initial_points(
     background: Background,
     count: int,
     generator: torch.Generator,
+    rendered: Optional[tuple[Cameras, Float[Tensor, "view height width 3"]]] = None,
 ) -> InitialPoints:
-    """Points from context views.
+    """Points from context views, and from views that are rendered from these.
 
     Few views leave most surfaces to one of them, and thin or uniform ones to none that a plane sweep could match. What
     has no Gaussian near it gets none within a short training; so random points make up the number. They are, and this
     is what counts, only where no view sees the background: those in the air before it would take its colour, and hide
-    what they stand before from all other views.
+    what they stand before from all other views. Rendered views leave less to chance: with them, the number is made up
+    on the hull of what all views show.
 
     Args:
         kind: 'plane-sweep', or 'random': at random depths, even in inverse depth, of random pixels, with their colours,
@@ -67,6 +72,7 @@ def initial_points(
         background: what the images are composited on, and what is rendered behind everything.
         count: so many; drawn from all that a plane sweep finds, made up with random ones. Fewer where random draws do
             not find enough places.
+        rendered: cameras [view] and images, of the same size, of rendered views; with 'plane-sweep'.
 
     Raises:
         DataError: where there is no place for points.
@@ -77,9 +83,14 @@ def initial_points(
         xyz, rgb = surface_points(posed)
         kept = torch.randperm(len(xyz), generator=generator)[:count]
         xyz, rgb = xyz[kept], rgb[kept]
-    found = len(xyz)
-    if found < count:
-        more = _random_points(posed, count - found, generator)
+    found = {"of_plane_sweep": len(xyz)}
+    if kind == "plane-sweep" and rendered is not None and len(xyz) < count:
+        renders = _posed_images(*rendered, background, NEARLY_EMPTY)
+        more = hull_points(posed, renders, count - len(xyz), generator)
+        found["on_hull"] = len(more[0])
+        xyz, rgb = torch.cat([xyz, more[0]]), torch.cat([rgb, more[1]])
+    if len(xyz) < count:
+        more = _random_points(posed, count - len(xyz), generator)
         xyz, rgb = torch.cat([xyz, more[0]]), torch.cat([rgb, more[1]])
     if len(xyz) < MIN_POINTS:
         raise DataError(
@@ -87,7 +98,7 @@ def initial_points(
             f"{MIN_POINTS}. The context views show nothing but the {background} background, or their cameras do not "
             "see the same thing; choose other frames, or the background that the images have"
         )
-    record = {"kind": kind, "points": len(xyz), "of_plane_sweep": found, "at_random": len(xyz) - found}
+    record = {"kind": kind, "points": len(xyz), **found, "at_random": len(xyz) - sum(found.values())}
     return InitialPoints(xyz, rgb * 255, record)
 
 
@@ -117,7 +128,7 @@ def points_from_file(path: Path, outputs: DataparserOutputs, count: int, generat
 
 
 def _posed_images(
-    cameras: Cameras, images: Float[Tensor, "view height width 3"], background: Background
+    cameras: Cameras, images: Float[Tensor, "view height width 3"], background: Background, nothing: float = EMPTY
 ) -> PosedImages:
     pictures = [undistort(cameras[i : i + 1], images[i]) for i in range(len(images))]
     rgb, known = (torch.stack(parts) for parts in zip(*pictures))
@@ -125,7 +136,7 @@ def _posed_images(
     poses[:, :3] = opengl_to_opencv(cameras.camera_to_worlds.to(images))
     intrinsics = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
     behind = {"white": 1.0, "black": 0.0}[background]
-    empty = known & ((rgb - behind).abs().amax(dim=-1) < EMPTY)
+    empty = known & ((rgb - behind).abs().amax(dim=-1) < nothing)
     return PosedImages(rgb, known, empty, poses, intrinsics.to(images))
 
 

@@ -11,10 +11,11 @@ ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
@@ -83,15 +84,29 @@ class PosedImages:
         size = pixels.new_tensor([self.rgb.shape[2], self.rgb.shape[1]])
         return ((pixels > 0) & (pixels < size)).all(dim=-1) & (depth > 1e-6)
 
-    def possible(self, points: Float[Tensor, "point 3"]) -> Bool[Tensor, " point"]:
-        """Whether something can be at world points: no view sees the background there."""
+    def seen(self, points: Float[Tensor, "point 3"]) -> tuple[Int[Tensor, " point"], Int[Tensor, " point"]]:
+        """In how many views world points lie, and in how many of those on the background."""
         size = torch.tensor([self.rgb.shape[2], self.rgb.shape[1]], device=points.device)
-        possible = torch.ones(len(points), dtype=torch.bool, device=points.device)
-        for view, empty in enumerate(self.empty):
+        inside, empty = torch.zeros(2, len(points), dtype=torch.int, device=points.device)
+        for view, shows_nothing in enumerate(self.empty):
             pixels, depth = self.project(view, points)
             x, y = torch.minimum(pixels.clamp(min=0).long(), size - 1).unbind(-1)
-            possible &= ~(empty[y, x] & self.inside(pixels, depth))
-        return possible
+            within = self.inside(pixels, depth)
+            inside += within
+            empty += within & shows_nothing[y, x]
+        return inside, empty
+
+    def possible(self, points: Float[Tensor, "point 3"]) -> Bool[Tensor, " point"]:
+        """Whether something can be at world points: no view sees the background there."""
+        return self.seen(points)[1] == 0
+
+    def select(self, views: Sequence[int]) -> PosedImages:
+        """Some of the views."""
+        return PosedImages(*(getattr(self, part.name)[list(views)] for part in fields(self)))
+
+    def with_others(self, others: PosedImages) -> PosedImages:
+        """These views and then others of the same size."""
+        return PosedImages(*(torch.cat([getattr(it, part.name) for it in (self, others)]) for part in fields(self)))
 
     def look_up(self, maps: Float[Tensor, "channel height width"], pixels: Float[Tensor, "rows columns 2"]) -> Tensor:
         """Values [channel, rows, columns] of a view's maps at pixels, bilinearly."""
@@ -157,12 +172,13 @@ def _agreed_depths(
     """Depths of all views, and where another view confirms them."""
     near, far = depth_range
     planes = 1 / torch.linspace(1 / near, 1 / far, num_planes).to(images.rgb)
-    swept = [_sweep(images, view, _sources(images, view), planes) for view in range(len(images.rgb))]
+    swept = [_sweep(images, view, sources_of(images, view), planes) for view in range(len(images.rgb))]
     depths, clear = (torch.stack(parts) for parts in zip(*swept))
     return depths, torch.stack([clear[view] & _confirmed(images, view, depths, clear) for view in range(len(depths))])
 
 
-def _sources(images: PosedImages, view: int) -> list[int]:
+def sources_of(images: PosedImages, view: int) -> list[int]:
+    """The other views that a view is compared with."""
     return nearest_others(images.camera_to_world)[view, :MAX_SOURCES].tolist()
 
 
@@ -209,7 +225,7 @@ def _confirmed(images: PosedImages, view: int, depths: Tensor, clear: Tensor) ->
     """Where another view puts the surface at the same place, to the pixel."""
     points = images.points(view, depths[view])
     confirmed = torch.zeros_like(clear[view])
-    for other in _sources(images, view):
+    for other in sources_of(images, view):
         pixels, depth = images.project(other, points)
         found = images.look_up(torch.stack([depths[other], clear[other].float()]), pixels)
         theirs = images.camera_to_world[other, :3, 3] + found[0][..., None] * (

@@ -28,7 +28,7 @@ MAX_MISS = 0.3
 ALL_AROUND = math.radians(90)
 """Azimuths this far apart mean that a scene is seen from all sides."""
 AZIMUTH_MARGIN = math.radians(20)
-ELEVATION_MARGIN = math.radians(20)
+ELEVATION_MARGIN = math.radians(30)
 MAX_ELEVATION = math.radians(80)
 BESIDE = 0.25
 """Of the distance between two neighbours: how far beside the way between them a camera stands."""

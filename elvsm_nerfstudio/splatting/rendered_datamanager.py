@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Optional
@@ -10,14 +9,17 @@ from typing import Any, Literal, Optional
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
 from elvsm_nerfstudio.data.datamanager import ViewDataset
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.geometry import nearest_views
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
+from elvsm_nerfstudio.splatting.initial_points import InitialPoints
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
-from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, trust
+from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, falls_until, trust
 from elvsm_nerfstudio.splatting.rendered_views import RenderedViews, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
@@ -39,11 +41,11 @@ class RenderedViewsDataManagerConfig(ContextFramesDataManagerConfig):
     where that is known (of weights by name and of runs), else --pipeline.datamanager.image-size."""
     rendered_share: Optional[float] = None
     """Share of the first training steps that take a rendered view. If absent, it follows from how well the network
-    predicts each context frame from the others: no step takes one where a copy of another frame, or their mean,
-    predicts it better, and this is said."""
+    predicts each context frame from the others: no step takes one where a copy of another frame predicts it as well,
+    and this is said."""
     rendered_end: Optional[float] = None
-    """Where the share of rendered views reaches zero, to which it then falls linearly, as a share of the training. If
-    absent, it does not fall."""
+    """Where the share of rendered views, which falls linearly, reaches zero, as a share of the training; above 1, it
+    does not get there. If absent, 8 / number of context views."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,13 +82,22 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         local_rank: int = 0,
         **kwargs,
     ):
-        super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
         self.rendered: Optional[RenderedViews] = None
         self.steps = RenderedSteps(0.0)
-        if test_mode == "val":
-            start = time.perf_counter()
-            self._first_share, self._record = self._render()
-            self.seconds["rendered_views"] = time.perf_counter() - start
+        super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
+
+    def _make_initial_points(self) -> InitialPoints:
+        start = time.perf_counter()
+        self._first_share, self._record = self._render()
+        self.seconds["rendered_views"] = time.perf_counter() - start
+        return super()._make_initial_points()
+
+    def _rendered_for_points(self) -> Optional[tuple[Cameras, Tensor]]:
+        if self._first_share == 0:
+            return None
+        size = self.config.image_size
+        images = interpolate(self.rendered.images.cpu().permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+        return in_pixels(self.rendered.cameras.to("cpu"), *size), images.permute(0, 2, 3, 1)
 
     def _render(self) -> tuple[float, dict[str, Any]]:
         """Renders the views; returns the share of the first steps that takes them, and a record."""
@@ -101,7 +112,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         cameras = replace(cameras[nearest], camera_to_worlds=placed.poses)
         self.rendered = render_views(network, context, cameras)
 
-        trusted = trust(left_out and left_out.gain)
+        trusted = trust(left_out and left_out.gain, context.num_views)
         share = SHARE * trusted if config.rendered_share is None else config.rendered_share
         CONSOLE.print(
             f"{len(cameras)} views rendered {placed.arrangement}, {size[0]} x {size[1]}, with {config.weights}"
@@ -111,7 +122,8 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         else:
             CONSOLE.print(
                 f"Context frames predicted from the others: {left_out.network:.2f} dB by {config.weights}, "
-                f"{left_out.mean:.2f} by their mean, {left_out.nearest:.2f} by the nearest of them"
+                f"{left_out.mean:.2f} by their mean, {left_out.nearest:.2f} by the nearest of them, "
+                f"{left_out.colour:.2f} by their mean colour"
             )
         if share == 0:
             CONSOLE.print(
@@ -148,8 +160,8 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         return views_from_cameras(cameras, patch_size, rgb.to(self.device)), cameras
 
     def plan(self, steps: int) -> None:
-        end = math.inf if self.config.rendered_end is None else self.config.rendered_end * steps
-        self.steps = RenderedSteps(self._first_share, end)
+        end = self.config.rendered_end or falls_until(len(self.context_images))
+        self.steps = RenderedSteps(self._first_share, end * steps)
         taken = self.steps.before(steps)
         self._record["steps"], self._record["share_of_steps"] = taken, taken / steps
 

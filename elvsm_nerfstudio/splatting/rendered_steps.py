@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
-SHARE = 0.4
-"""Of steps that take a rendered view, where the network is trusted. Ours, as all numbers here."""
-NO_TRUST = -0.25
-"""Gain in dB at which a network is not trusted at all: it predicts photos no better than a copy of another one. Below
-zero, as it is given one photo less than it will render from."""
-FULL_TRUST = 0.75
+SHARE = 0.6
+"""Of the first steps that take a rendered view, where the network is trusted. Ours, as all numbers here."""
+VIEWS_TO_END_WITH = 8
+"""Context views from which the share reaches zero just at the end; from half as many it has fallen by half there."""
+NO_TRUST = -0.5
+"""Gain in dB at which a network is not trusted at all, from two context views. With each doubling of them a decibel
+more is asked for: Gaussians gain more by photos than a network does."""
+FULL_TRUST = 1.0
+"""Above that in dB, from where a network is trusted fully."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,12 @@ class RenderedSteps:
         return math.floor(self.first_share * reached * (1 - reached / (2 * self.end)))
 
 
-def trust(gain: Optional[float]) -> float:
+def falls_until(num_views: int) -> float:
+    """Where the share of rendered views reaches zero, as a share of the training: the more photos, the sooner."""
+    return VIEWS_TO_END_WITH / num_views
+
+
+def trust(gain: Optional[float], num_views: int) -> float:
     """From 0 to 1, how far a network may be followed on a scene.
 
     Args:
@@ -38,4 +46,4 @@ def trust(gain: Optional[float]) -> float:
     """
     if gain is None:
         return 1.0
-    return min(1.0, max(0.0, (gain - NO_TRUST) / (FULL_TRUST - NO_TRUST)))
+    return min(1.0, max(0.0, (gain - NO_TRUST - math.log2(num_views / 2)) / FULL_TRUST))

@@ -47,11 +47,17 @@ class LeftOut:
     """Of the mean of the other views' pictures."""
     nearest: float
     """Of the nearest other view's picture."""
+    colour: float
+    """Of nothing but the mean colour of the other views."""
 
     @property
     def gain(self) -> float:
-        """What the network is ahead of the better of the two that need no learning, in dB."""
-        return self.network - max(self.mean, self.nearest)
+        """What the network is ahead of what needs no learning, in dB: of the mean of a copy and of one colour.
+
+        Either alone errs: an object that looks alike from two sides is copied too well, and one that fills little of
+        the picture is a matter of the background's colour.
+        """
+        return self.network - (max(self.mean, self.nearest) + self.colour) / 2
 
 
 @torch.no_grad()
@@ -59,7 +65,12 @@ def leave_out(network: SceneNetwork, context: Views) -> Optional[LeftOut]:
     """How well a network predicts context views that it is not given; None for a single one."""
     if context.num_views < 2:
         return None
-    predictors = {"network": network, "mean": BASELINES["mean_of_context"], "nearest": BASELINES["copy_nearest"]}
+    predictors = {
+        "network": network,
+        "mean": BASELINES["mean_of_context"],
+        "nearest": BASELINES["copy_nearest"],
+        "colour": lambda others, left_out: others.rgb.mean(dim=(1, 2, 3), keepdim=True).expand_as(left_out.rgb),
+    }
     scores: dict[str, list[float]] = {name: [] for name in predictors}
     for others, left_out in _parts(context, MAX_LEFT_OUT):
         for name, predict in predictors.items():

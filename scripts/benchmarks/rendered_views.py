@@ -3,8 +3,9 @@
     python -m scripts.benchmarks.rendered_views --data data/objects64 --output docs/results/rendered_views.json \\
         --context-views 8 4 2 --variants none as-it-is every-pixel --beside "nothing"
 
-Every tenth validation object. Rows are written as they are done, and kept when called again. Without variants renders
-alone are looked at: how much of their squared error is left in the means of areas, and how well confidence tells it.
+Every tenth validation object, and captures where asked for. Rows are written as they are done, and kept when called
+again. Without variants renders alone are looked at: how much of their squared error is left in the means of areas, how
+well confidence tells it, and how well photos that are left out are predicted.
 """
 
 from __future__ import annotations
@@ -12,33 +13,37 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
 import torch
 import tyro
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.optimizers import Optimizers
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from elvsm_nerfstudio.compare.layout import dataparser_config
 from elvsm_nerfstudio.compare.methods import device_to_use
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.evaluation.results import code_version
 from elvsm_nerfstudio.evaluation.timing import processor
-from elvsm_nerfstudio.method_configs.splatfacto_lvsm import splatfacto_lvsm
+from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.splatting import model
+from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager
 from elvsm_nerfstudio.splatting.model import rendered_view_loss
 from elvsm_nerfstudio.splatting.pipeline import SparseSplatfactoPipelineConfig
 from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataManager
-from elvsm_nerfstudio.splatting.rendered_views import render_views
+from elvsm_nerfstudio.splatting.rendered_steps import SHARE, trust
+from elvsm_nerfstudio.splatting.rendered_views import leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
+from scripts.benchmarks.against_splatfacto import CAPTURES
 
 console = Console()
 EVERY = 10
@@ -61,17 +66,32 @@ class Variant:
     """Options of the data manager that the variant changes."""
     loss: Callable[[Tensor, Tensor, Tensor], Tensor] = rendered_view_loss
     renders: bool = True
+    points_of_renders: bool = True
 
 
 VARIANTS = {
     "none": Variant({}, renders=False),
     "as-it-is": Variant({}),
+    "trusted": Variant({"rendered_share": SHARE}),
+    "points-of-photos": Variant({}, points_of_renders=False),
     "every-pixel": Variant({}, _every_pixel),
     "sure-everywhere": Variant({}, _sure_everywhere),
-    "share-0.6": Variant({"rendered_share": 0.6}),
-    "falling-to-zero": Variant({"rendered_share": 0.6, "rendered_end": 1.0}),
+    "share-0.4-throughout": Variant({"rendered_share": 0.4, "rendered_end": 1e9}),
+    "share-0.8": Variant({"rendered_share": 0.8}),
+    "falling-to-zero": Variant({"rendered_end": 1.0}),
     "48-views": Variant({"num_rendered_views": 48}),
 }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What Gaussians are fitted to."""
+
+    name: str
+    data: Path
+    scene: Optional[str] = None
+    """Of a collection."""
+    dataparser: Optional[str] = None
 
 
 @dataclass
@@ -90,6 +110,8 @@ class Args:
     """Weights of the network that renders."""
     num_scenes: Optional[int] = None
     """Only so many of the objects."""
+    captures: Optional[Path] = None
+    """Folder of the captures that splatfacto-lvsm is compared on."""
     steps: int = 500
     """Of a fit."""
     num_target_views: int = 8
@@ -98,29 +120,32 @@ class Args:
     """What else ran on the machine, for the record."""
 
 
-def config_of(args: Args, scene: str, count: int, variant: Variant) -> SparseSplatfactoPipelineConfig:
-    """splatfacto-lvsm on an object, changed."""
-    config = deepcopy(splatfacto_lvsm.config.pipeline)
+def config_of(args: Args, subject: Subject, count: int, variant: Variant) -> SparseSplatfactoPipelineConfig:
+    """splatfacto-lvsm on a subject, changed; splatfacto-sparse where nothing is rendered."""
+    config = deepcopy((splatfacto_lvsm if variant.renders else splatfacto_sparse).config.pipeline)
     options = {
-        "data": args.data,
+        "data": subject.data,
+        "dataparser": dataparser_config(subject.dataparser),
         "image_size": (64, 64),
         "num_context_views": count,
-        "scene": scene,
+        "scene": subject.scene,
         "eval_num_target_views": args.num_target_views,
-        "weights": args.weights,
-        **variant.options,
+        **({"weights": args.weights, **variant.options} if variant.renders else {}),
     }
     config.datamanager = replace(config.datamanager, **options)
     return config
 
 
-def fit(args: Args, scene: str, count: int, variant: Variant) -> dict[str, Any]:
-    """Fits an object and scores its targets."""
-    config = config_of(args, scene, count, variant)
-    pipeline = config.setup(device=device_to_use(), test_mode="val", world_size=1, local_rank=0)
-    manager: RenderedViewsDataManager = pipeline.datamanager
-    if variant.renders:
-        manager.plan(args.steps)
+def fit(args: Args, subject: Subject, count: int, variant: Variant) -> dict[str, Any]:
+    """Fits Gaussians and scores the targets."""
+    config = config_of(args, subject, count, variant)
+    with ExitStack() as patches:
+        if not variant.points_of_renders:
+            name = "_rendered_for_points"
+            patches.enter_context(mock.patch.object(RenderedViewsDataManager, name, lambda self: None))
+        pipeline = config.setup(device=device_to_use(), test_mode="val", world_size=1, local_rank=0)
+    manager: ContextFramesDataManager = pipeline.datamanager
+    manager.plan(args.steps)
     optimizers = Optimizers(deepcopy(splatfacto_lvsm.config.optimizers), pipeline.get_param_groups())
     pipeline.train()
     with mock.patch.object(model, "rendered_view_loss", variant.loss):
@@ -138,14 +163,13 @@ def fit(args: Args, scene: str, count: int, variant: Variant) -> dict[str, Any]:
     for index, truth in enumerate(shown.views.target.rgb[0]):
         rgb = pipeline.model.get_outputs_for_camera(shown.cameras[index : index + 1])["rgb"]
         rows.append(image_metrics(rgb, truth))
-    scores = {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
-    return {**scores, "rendered_views": manager.record()["rendered_views"]}
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]} | manager.record()
 
 
 @torch.no_grad()
-def look(args: Args, scene: str, count: int) -> dict[str, float]:
-    """What is wrong with renders of the targets, and whether confidence tells."""
-    config = config_of(args, scene, count, VARIANTS["none"]).datamanager
+def look(args: Args, subject: Subject, count: int) -> dict[str, float]:
+    """What is wrong with renders of the targets, and whether confidence and trust tell."""
+    config = config_of(args, subject, count, VARIANTS["none"]).datamanager
     scene = config.setup(device=device_to_use(), test_mode="test").shown_scene()
     network = load_renderer(args.weights, device_to_use()).network
     rendered = render_views(network, scene.views.context, scene.cameras)
@@ -154,27 +178,33 @@ def look(args: Args, scene: str, count: int) -> dict[str, float]:
     left = {f"left_in_{area}": avg_pool2d(channels_first, area).square().mean() / squared for area in AREAS}
     pairs = torch.stack([rendered.confidence[..., 0].flatten(), error.abs().mean(dim=-1).flatten()])
     found = {"psnr": -10 * squared.log10(), **left, "confidence_and_error": torch.corrcoef(pairs)[0, 1]}
+    left_out = leave_out(network, scene.views.context)
+    if left_out is not None:
+        found |= {f"left_out_{name}": value for name, value in asdict(left_out).items()}
+    found["trust"] = trust(left_out and left_out.gain, scene.views.context.num_views)
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
 def main() -> None:
     """Command line."""
     args = tyro.cli(Args, description=__doc__)
-    val = SceneCollection.open(args.data, NerfstudioDataParserConfig()).split("val")
-    names = [entry.name for entry in val][::EVERY][: args.num_scenes]
+    val = SceneCollection.open(args.data, dataparser_config(None)).split("val")
+    subjects = [Subject(entry.name, args.data, entry.name) for entry in val[::EVERY][: args.num_scenes]]
+    if args.captures is not None:
+        subjects += [Subject(name, args.captures / name, None, parser) for name, parser in CAPTURES.items()]
     rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
     done = {(row["scene"], row["context_views"], row["variant"]) for row in rows}
     for count in args.context_views:
-        for scene in names:
+        for subject in subjects:
             for variant in args.variants or ("renders",):
-                if (scene, count, variant) in done:
+                if (subject.name, count, variant) in done:
                     continue
                 if args.variants:
-                    found = fit(args, scene, count, VARIANTS[variant])
+                    found = fit(args, subject, count, VARIANTS[variant])
                 else:
-                    found = look(args, scene, count)
-                rows.append({"scene": scene, "context_views": count, "variant": variant, **found})
-                console.print(f"{scene}, {count} views, {variant}: {found['psnr']:.2f} dB")
+                    found = look(args, subject, count)
+                rows.append({"scene": subject.name, "context_views": count, "variant": variant, **found})
+                console.print(f"{subject.name}, {count} views, {variant}: {found['psnr']:.2f} dB")
                 about = {"processor": processor(device_to_use()), "code": code_version(), "beside": args.beside}
                 write_json(args.output, {**about, "weights": args.weights, "steps": args.steps, "rows": rows})
     for count in args.context_views:

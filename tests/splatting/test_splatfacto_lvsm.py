@@ -18,7 +18,7 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting import rendered_datamanager
 from elvsm_nerfstudio.splatting.model import AREA, rendered_view_loss
 from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataManager, RenderedViewsDataManagerConfig
-from elvsm_nerfstudio.splatting.rendered_steps import RenderedSteps, trust
+from elvsm_nerfstudio.splatting.rendered_steps import RenderedSteps, falls_until, trust
 from elvsm_nerfstudio.splatting.rendered_views import LeftOut, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
@@ -81,20 +81,29 @@ def test_the_share_falls_linearly_and_evenly():
 
 
 def test_trust_goes_by_left_out_photos():
-    assert [trust(gain) for gain in (-3.0, 0.25, 5.0, None)] == [0.0, 0.5, 1.0, 1.0]
-    assert LeftOut(network=20.0, mean=15.0, nearest=18.0).gain == 2.0
+    assert [trust(gain, 2) for gain in (-3.0, 0.0, 0.25, 5.0, None)] == [0.0, 0.5, 0.75, 1.0, 1.0]
+    assert [trust(1.0, views) for views in (2, 4, 8)] == [1.0, 0.5, 0.0]  # more is asked for the more photos there are
+    assert LeftOut(network=20.0, mean=15.0, nearest=18.0, colour=10.0).gain == 6.0
+
+
+def test_the_share_reaches_zero_the_sooner_the_more_photos_there_are():
+    assert [falls_until(views) for views in (2, 8, 16)] == [4.0, 1.0, 0.5]
 
 
 def test_photos_are_left_out_in_turn(scene, weights):
     context = manager(scene, weights).shown_scene().views.context
     known = leave_out(Knowing(context, 0.1), context)
-    assert known.network > known.mean and known.gain == known.network - max(known.mean, known.nearest)
+    assert known.network > max(known.mean, known.nearest, known.colour)
+    assert known.gain == known.network - (max(known.mean, known.nearest) + known.colour) / 2
     worse = leave_out(lambda context, target: torch.rand_like(target.rgb), context)
     assert worse.mean == known.mean and worse.gain < 0
     photos = context.rgb[0]
     means = [(photos[(i + 1) % 3] + photos[(i + 2) % 3]) / 2 for i in range(3)]
     scores = [float(psnr(mean, photo)) for mean, photo in zip(means, photos)]
     assert known.mean == pytest.approx(sum(scores) / 3, abs=1e-4)
+    colours = [mean.mean(dim=(0, 1)).expand_as(mean) for mean in means]
+    scores = [float(psnr(colour, photo)) for colour, photo in zip(colours, photos)]
+    assert known.colour == pytest.approx(sum(scores) / 3, abs=1e-4)
     assert leave_out(Knowing(context, 0.0), context.select([0])) is None
 
 
@@ -140,8 +149,8 @@ def test_rendered_views_stand_beside_the_photos(scene, weights):
     batches = [data.next_train(step) for step in range(40)]
     rendered = [batch for _, batch in batches if "confidence" in batch]
     photos = [batch for _, batch in batches if "confidence" not in batch]
-    assert len(rendered) == data.record()["rendered_views"]["steps"] == 20
-    assert data.record()["rendered_views"]["share_of_steps"] == 0.5
+    assert len(rendered) == data.record()["rendered_views"]["steps"] == 16  # 0.5, falling to 0 at 8 / 3 of 40
+    assert data.record()["rendered_views"]["share_of_steps"] == 0.4
     assert sorted(batch["image_idx"] for batch in photos[:3]) == [0, 1, 2]
     assert all(batch["image"].shape == (40, 44, 3) for batch in photos)
     for number, batch in enumerate(rendered):
@@ -160,11 +169,11 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
     assert record["steps"] == 0 and record["trust"] == 0 and record["left_out_psnr"]["network"] < 15
     assert all("confidence" not in data.next_train(step)[1] for step in range(100))
 
-    monkeypatch.setattr(rendered_datamanager, "leave_out", lambda *_: LeftOut(20.0, 15.0, 14.0))
+    monkeypatch.setattr(rendered_datamanager, "leave_out", lambda *_: LeftOut(20.0, 15.0, 14.0, 10.0))
     data = manager(scene, weights)
     assert "does not know" not in " ".join(capsys.readouterr().out.split())
     data.plan(100)
-    assert data.record()["rendered_views"]["steps"] == 40
+    assert data.record()["rendered_views"]["steps"] == 48  # 0.6, falling to 0 at 8 / 3 of 100
 
 
 def test_names_of_weights(weights, tmp_path):
@@ -217,7 +226,7 @@ def test_from_training_to_a_splat(scene, weights, tmp_path):
     rendered = fit["rendered_views"]
     assert rendered["weights"] == str(weights) and rendered["views"] == 4 and rendered["image_size"] == [16, 24]
     assert rendered["network"].startswith("EfficientLVSM") and len(rendered["fingerprint"]) == 32
-    assert rendered["steps"] == 15 and rendered["share_of_steps"] == rendered["steps"] / 30
+    assert rendered["steps"] == 11 and rendered["share_of_steps"] == rendered["steps"] / 30
     assert fit["seconds"]["rendered_views"] > 0 and fit["initial_points"]["kind"] == "random"
 
     weights.rename(weights.with_suffix(".away"))  # a trained run needs the network no more
