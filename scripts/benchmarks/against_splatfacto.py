@@ -1,11 +1,14 @@
 """Compares a network, splatfacto-sparse and splatfacto-lvsm, which stands between them, on objects and on photos.
 
     python -m scripts.benchmarks.against_splatfacto --objects data/objects64 --captures ../shared/data \\
-        --output outputs/against_splatfacto --results docs/results/against_splatfacto --beside "nothing"
+        --output outputs/against_splatfacto --results docs/results/against_splatfacto.json \\
+        --pictures docs/pictures/against_splatfacto --page docs/benchmarks.md --beside "nothing"
 
 Every fifth object of the test split, and the captures mary_rose, fox and chair, as far as they are there; each is an
-`elvsm compare` of its own, in a folder of its own. Called again, what is done is kept. Writes RESULTS.json, .md (the
-tables), .png (PSNR and LPIPS against the number of context views) and _pictures.png (the first target of every scene).
+`elvsm compare` of its own, in a folder of its own. Called again, what is done is kept: methods that do not depend on
+weights can be run first (--methods), and the others when there are new weights. Writes the JSON, the tables into the
+page, PICTURES.png (PSNR and LPIPS against the number of context views) and PICTURES_scenes.png (the first target of
+every scene).
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.plots import method_colours
 from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
 from elvsm_nerfstudio.data.scenes import SceneCollection
-from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json, write_text
+from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
+from scripts.benchmarks.pages import write_part
 
 EVERY = 5
 """Every fifth object is compared on."""
@@ -41,7 +45,11 @@ class Args:
     output: Path
     """Folder of the comparisons."""
     results: Path
-    """Path of what is written, without an ending."""
+    """JSON."""
+    pictures: Path
+    """Path of the plot and the pictures, without an ending."""
+    page: Optional[Path] = None
+    """Markdown page into which the tables are written, between <!-- against-splatfacto --> and its end."""
     objects: Optional[Path] = None
     """Collection of objects; not compared on if absent."""
     captures: Optional[Path] = None
@@ -194,11 +202,11 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if not results:
         sys.exit(f"error: nothing to compare on: expected --objects, or --captures with one of {', '.join(CAPTURES)}")
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.results.with_suffix(".json"), {name: kept(result) for name, result in results.items()})
-    write_text(args.results.with_suffix(".md"), tables(results))
-    plot(args.results.with_suffix(".png"), results)
-    pictures(args.results.with_name(f"{args.results.name}_pictures.png"), args, results)
+    write_json(args.results, {name: kept(result) for name, result in results.items()})
+    plot(args.pictures.with_suffix(".png"), results)
+    pictures(args.pictures.with_name(f"{args.pictures.name}_scenes.png"), args, results)
+    if args.page is not None:
+        write_part(args.page, "against-splatfacto", tables(results))
     print(tables(results))
 
 

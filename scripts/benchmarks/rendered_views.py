@@ -11,8 +11,10 @@ well confidence tells it, and how well photos that are left out are predicted.
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -44,10 +46,23 @@ from elvsm_nerfstudio.splatting.rendered_steps import SHARE, trust
 from elvsm_nerfstudio.splatting.rendered_views import leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 from scripts.benchmarks.against_splatfacto import CAPTURES
+from scripts.benchmarks.pages import write_part
 
 console = Console()
 EVERY = 10
 AREAS = (2, 4, 8)
+AS_IT_IS = "as-it-is"
+RENDERS = {
+    "psnr": "PSNR, dB",
+    **{f"left_in_{area}": f"squared error that is left in means of {area} x {area} pixels" for area in AREAS},
+    "confidence_and_error": "correlation of confidence and error over pixels",
+    "left_out_network": "PSNR of context views left out in turn, dB: the network's",
+    "left_out_mean": "of the mean of the others",
+    "left_out_nearest": "of the nearest of the others",
+    "left_out_colour": "of the mean colour of the others",
+    "trust": "trust",
+}
+"""What is said of renders."""
 
 
 def _every_pixel(rgb: Tensor, rendered: Tensor, confidence: Tensor) -> Tensor:
@@ -71,7 +86,7 @@ class Variant:
 
 VARIANTS = {
     "none": Variant({}, renders=False),
-    "as-it-is": Variant({}),
+    AS_IT_IS: Variant({}),
     "trusted": Variant({"rendered_share": SHARE}),
     "points-of-photos": Variant({}, points_of_renders=False),
     "every-pixel": Variant({}, _every_pixel),
@@ -116,6 +131,8 @@ class Args:
     """Of a fit."""
     num_target_views: int = 8
     """Views of an object that are scored."""
+    page: Optional[Path] = None
+    """Markdown page into which the tables are written, between <!-- rendered-views --> and its end."""
     beside: str = "unknown"
     """What else ran on the machine, for the record."""
 
@@ -138,7 +155,7 @@ def config_of(args: Args, subject: Subject, count: int, variant: Variant) -> Spa
 
 def fit(args: Args, subject: Subject, count: int, variant: Variant) -> dict[str, Any]:
     """Fits Gaussians and scores the targets."""
-    config = config_of(args, subject, count, variant)
+    config, start = config_of(args, subject, count, variant), time.process_time()
     with ExitStack() as patches:
         if not variant.points_of_renders:
             name = "_rendered_for_points"
@@ -157,13 +174,14 @@ def fit(args: Args, subject: Subject, count: int, variant: Variant) -> dict[str,
             optimizers.optimizer_step_all()
             optimizers.scheduler_step_all(step)
             pipeline.model.step_post_backward(step)
+    record = manager.record() | {"process_seconds": round(time.process_time() - start, 1)}
     pipeline.eval()
     shown = manager.shown_scene()
     rows = []
     for index, truth in enumerate(shown.views.target.rgb[0]):
         rgb = pipeline.model.get_outputs_for_camera(shown.cameras[index : index + 1])["rgb"]
         rows.append(image_metrics(rgb, truth))
-    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]} | manager.record()
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]} | record
 
 
 @torch.no_grad()
@@ -183,6 +201,62 @@ def look(args: Args, subject: Subject, count: int) -> dict[str, float]:
         found |= {f"left_out_{name}": value for name, value in asdict(left_out).items()}
     found["trust"] = trust(left_out and left_out.gain, scene.views.context.num_views)
     return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Fits to objects and to each capture, then renders of objects."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kind = "renders" if row["variant"] == "renders" else "fits"
+        name = row["scene"] if row["scene"] in CAPTURES else "objects"
+        groups.setdefault(f"{kind} of {name}", []).append(row)
+    parts = []
+    for title, listed in sorted(groups.items()):
+        counts = sorted({row["context_views"] for row in listed})
+        lines = _renders(listed, counts) if title.startswith("renders") else _fits(listed, counts)
+        head = _row([title, *(f"{count} views" for count in counts)])
+        parts.append("\n".join([head, _row(["---"] * (len(counts) + 1)), *lines]))
+    return "\n\n".join(parts)
+
+
+def _fits(rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> list[str]:
+    """PSNR, LPIPS and number of scenes of splatfacto-lvsm as it is; what others differ by on scenes that both have."""
+    scores = {(row["variant"], row["context_views"], row["scene"]): row for row in rows}
+    lines = []
+    for variant in VARIANTS:
+        cells = []
+        for count in counts:
+            scenes = [scene for name, number, scene in scores if (name, number) == (variant, count)]
+            pairs = [(scores[variant, count, scene], scores.get((AS_IT_IS, count, scene))) for scene in scenes]
+            pairs = [pair for pair in pairs if pair[1] is not None]
+            cells.append(_cell(pairs, variant == AS_IT_IS))
+        if any(cell != "-" for cell in cells):
+            lines.append(_row([variant, *cells]))
+    return lines
+
+
+def _cell(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], absolute: bool) -> str:
+    if not pairs:
+        return "-"
+    psnr, lpips = (
+        statistics.fmean(
+            one.get(metric, math.nan) - (0 if absolute else other.get(metric, math.nan)) for one, other in pairs
+        )
+        for metric in ("psnr", "lpips_vgg")
+    )
+    return f"{psnr:.2f} dB, {lpips:.3f} ({len(pairs)})" if absolute else f"{psnr:+.2f} dB, {lpips:+.3f} ({len(pairs)})"
+
+
+def _renders(rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> list[str]:
+    lines = []
+    for name, title in RENDERS.items():
+        by_count = [[row[name] for row in rows if row["context_views"] == count and name in row] for count in counts]
+        lines.append(_row([title, *(f"{statistics.fmean(found):.2f}" if found else "-" for found in by_count)]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -207,11 +281,10 @@ def main() -> None:
                 console.print(f"{subject.name}, {count} views, {variant}: {found['psnr']:.2f} dB")
                 about = {"processor": processor(device_to_use()), "code": code_version(), "beside": args.beside}
                 write_json(args.output, {**about, "weights": args.weights, "steps": args.steps, "rows": rows})
-    for count in args.context_views:
-        for variant in dict.fromkeys(row["variant"] for row in rows):
-            scores = [row["psnr"] for row in rows if (row["context_views"], row["variant"]) == (count, variant)]
-            if scores:
-                print(f"| {count} | {variant} | {statistics.fmean(scores):.2f} | {len(scores)} |")
+    found = tables(rows)
+    if args.page is not None:
+        write_part(args.page, "rendered-views", found)
+    print(found)
 
 
 if __name__ == "__main__":

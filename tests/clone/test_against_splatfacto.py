@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 import torch
 
 from elvsm_nerfstudio.compare.layout import Layout, MethodSpec
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image
 from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, pictures, plot, tables
+from scripts.benchmarks.pages import write_part
 
 
 def result(*methods: tuple[str, str, float]) -> dict:
@@ -42,7 +44,7 @@ def test_tables_json_and_pictures(tmp_path):
     )
     assert "rendered_views" not in content["methods"]["copy-nearest"]["2"]["scenes"]["cup"]
 
-    args = Args(output=tmp_path, results=tmp_path / "result")
+    args = Args(output=tmp_path, results=tmp_path / "result.json", pictures=tmp_path / "result")
     layout, spec = Layout(tmp_path / "objects"), MethodSpec("splatfacto-lvsm", "gaussians", "splatfacto-lvsm")
     for folder in (layout.images("cup", "target"), layout.pictures(spec, 2, "cup", "target")):
         write_image(folder / frame_file(3), torch.rand(8, 8, 3))
@@ -51,9 +53,19 @@ def test_tables_json_and_pictures(tmp_path):
     assert (tmp_path / "pictures.png").is_file() and (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_tables_go_between_two_lines_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n<!-- numbers -->\nold\n<!-- /numbers -->\nEnd.\n")
+    for text in ("| 1 |", "| 2 |\n"):
+        write_part(page, "numbers", text)
+    assert page.read_text() == "# Title\n\n<!-- numbers -->\n\n| 2 |\n\n<!-- /numbers -->\nEnd.\n"
+    with pytest.raises(ValueError, match="page.md: expected the lines <!-- others --> and <!-- /others -->"):
+        write_part(page, "others", "| 3 |")
+
+
 def test_every_fifth_object_and_the_captures_that_are_there(collection, tmp_path):
     (tmp_path / "fox").mkdir()
-    args = Args(output=tmp_path / "out", results=tmp_path / "result", objects=collection, captures=tmp_path)
+    args = Args(tmp_path / "out", tmp_path / "result.json", tmp_path / "result", objects=collection, captures=tmp_path)
     found = comparisons(args)
     assert list(found) == ["objects", "fox"] and found["objects"].scenes == ("scene_5",)
     assert found["fox"].output == tmp_path / "out" / "fox" and found["fox"].context_views == (2, 4, 8)
