@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -26,11 +27,14 @@ from elvsm_nerfstudio.cameras import (
     views_from_cameras,
 )
 from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
+from elvsm_nerfstudio.evaluation.timing import timed
+from elvsm_nerfstudio.frames_ahead import FramesAhead, upcoming_poses
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
+from elvsm_nerfstudio.programs import running_program
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -169,6 +173,7 @@ class EfficientLVSMModel(Model):
         # What was encoded, dropped views included, and the part of it that is the context.
         self._memory: Optional[tuple[SceneMemory, SceneMemory]] = None
         self._focal_per_height, self._said_size = 1.0, False
+        self._ahead = FramesAhead(self.render_frames)
         self.render_for_viewer: Optional[Callable[[Cameras], RenderOutputs]] = None
         """Takes the place of ``get_outputs_for_camera`` once a viewer is there."""
 
@@ -324,7 +329,7 @@ class EfficientLVSMModel(Model):
         """
         if self.render_for_viewer is not None:
             return self.render_for_viewer(camera)
-        camera, asked = on_cpu(camera.reshape((1,))), self.config.render_size
+        given, camera, asked = camera, on_cpu(camera.reshape((1,))), self.config.render_size
         size = int(camera.height[0]), int(camera.width[0])
         if asked != "native":
             context_height = self._require_context().views.directions.shape[-3]
@@ -336,7 +341,9 @@ class EfficientLVSMModel(Model):
                 f"Frames of {size[1]}x{size[0]} are computed at {columns}x{rows} and enlarged: the network knows no "
                 "finer ones. For others set --pipeline.model.render-size, in a run's config.yml render_size"
             )
-        return RenderOutputs(rgb=enlarge(self.render(self.memory(), camera)["rgb"], size))
+        ahead = self.frames_per_call(rows, columns) - 1 if running_program() == "ns-render" else 0
+        upcoming = upcoming_poses(given, ahead)
+        return RenderOutputs(rgb=enlarge(self._ahead.frame(self.memory(), camera, upcoming), size))
 
     def no_finer(self, camera: Cameras, size: int) -> Cameras:
         """A camera [1] on the CPU in at most as many pixels as a context image of a height in pixels would need for
@@ -376,6 +383,18 @@ class EfficientLVSMModel(Model):
         if self.device.type != "cuda":
             return 1
         return max(1, min(16, TOKENS_PER_CALL * self.config.network.patch_size**2 // (height * width)))
+
+    def timed_frames(
+        self, memory: SceneMemory, cameras: Cameras
+    ) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:
+        """Renders cameras [frame] of one size from a scene's memory, as many in one call as pay: each frame, and its
+        share in ms of the time of the call that rendered it."""
+        first = 0
+        while first < len(cameras):
+            some = cameras[first : first + self.frames_per_call(int(cameras.height[0]), int(cameras.width[0]))]
+            first += len(some)
+            images, render_ms = timed(self.device, partial(self.render_frames, memory, some))
+            yield from ((image, render_ms / len(some)) for image in images)
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """The image with an alpha of one: there is nothing to see through."""

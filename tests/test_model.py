@@ -77,6 +77,21 @@ def test_frames_rendered_in_one_call_are_those_rendered_one_by_one(pipeline, mon
         assert torch.allclose(frame, model.render(model.memory(), cameras[index])["rgb"], atol=1e-6)
 
 
+def test_frames_are_timed_by_the_call(pipeline, monkeypatch):
+    model, memory = pipeline.model, pipeline.model.memory()
+    poses = pipeline.datamanager.train_dataset.cameras.camera_to_worlds[[0, 1, 0, 1, 1]]
+    cameras = Cameras(poses, 40.0, 40.0, 20.0, 24.0, height=21, width=30)
+    expected = [rgb for rgb, _ in model.timed_frames(memory, cameras)]
+    sizes, calls, render = [], [], model.render_frames
+    monkeypatch.setattr(model, "frames_per_call", lambda *size: sizes.append(size) or 2)
+    monkeypatch.setattr(model, "render_frames", lambda m, c: calls.append(len(c)) or render(m, c))
+    frames, times = zip(*model.timed_frames(memory, cameras))
+    assert set(sizes) == {(21, 30)} and calls == [2, 2, 1] and min(times) > 0
+    assert times[0] == times[1] and times[2] == times[3] and times[0] != times[2]
+    torch.testing.assert_close(frames, tuple(expected), atol=1e-6, rtol=0)
+    assert list(model.timed_frames(memory, cameras[:0])) == []
+
+
 def test_an_evaluation_with_several_frames_a_call_gives_the_same_scores(pipeline, monkeypatch):
     evaluator = Evaluator(
         pipeline.model, pipeline.datamanager, configured_protocol(pipeline.model, pipeline.datamanager)

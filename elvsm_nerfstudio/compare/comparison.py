@@ -86,11 +86,17 @@ def notes_of(specs: Sequence[MethodSpec], records: dict[str, list[dict[str, Any]
         memory += f", Python and its libraries included ({before:.0f} MiB before anything was loaded)"
     if not all(record["peak_is_of_this_scene"] for record in done):
         memory += "; of all scenes up to it, where the system could not reset its count"
+    together = max((record.get("frames_per_call", 1) for record in done), default=1)
+    share = (
+        f"; networks render up to {together} targets in one call, and a frame's time is its share of the call"
+        if together > 1
+        else ""
+    )
     return [
         "First picture: from decoded photos to the first render, with programs and weights loaded. For networks: to "
         "encode the context views (after one warm-up) and render; for Gaussians: initial points, rendered "
         "views where there are any, and optimisation; for fine-tuned networks: the fine-tuning too.",
-        "Render a frame: median over targets, the device waited for, after a first one that does not count.",
+        f"Render a frame: median over targets, the device waited for, after a first one that does not count{share}.",
         f"Peak memory: {memory}.",
         "On disk: weights for networks (the same for all scenes), Gaussians (for each scene), the context "
         "photos, decoded, for baselines.",

@@ -15,7 +15,7 @@ import torch
 from nerfstudio.utils.eval_utils import eval_setup
 
 from elvsm_nerfstudio.compare.layout import MethodSpec, Settings
-from elvsm_nerfstudio.compare.methods import Prepared, SceneContext
+from elvsm_nerfstudio.compare.methods import Prepared, SceneContext, one_by_one
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.views import Views
 
@@ -51,7 +51,7 @@ class Gaussians:
         # Nothing but what nerfstudio renders from: neither the optimiser's moments nor the images.
         kept = pipeline.model.gauss_params.values()
         return Prepared(
-            render=lambda camera: pipeline.model.get_outputs_for_camera(camera)["rgb"],
+            render=one_by_one(self._device, lambda camera: pipeline.model.get_outputs_for_camera(camera)["rgb"]),
             seconds=sum(fit["seconds"].values()),
             disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in kept),
             child_peak_bytes=fit.get("peak_gpu_bytes", 0) if self._device.type == "cuda" else usage.ru_maxrss * 1024,

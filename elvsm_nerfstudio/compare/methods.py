@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.compare.layout import MethodSpec
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
-from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise
+from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise, timed
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.weights import load_weights, read_weights
@@ -30,8 +31,8 @@ FINETUNE_RATE = 2e-4
 FINETUNE_BATCH = 4
 """Held-out choices of the context views in a step of fine-tuning. Ours."""
 
-Render = Callable[[Cameras], Float[Tensor, "height width 3"]]
-"""Renders one camera, of shape (1,)."""
+Render = Callable[[Cameras], Iterator[tuple[Float[Tensor, "height width 3"], float]]]
+"""Renders cameras [camera] of one size: each picture, and its share in ms of the time of the call that rendered it."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,16 @@ class Prepared:
     """From the photos to here, the device waited for, programs and weights loaded and warm."""
     disk_bytes: int
     """What has to be kept to render the scene again."""
+    frames_per_call: int = 1
+    """How many pictures of the context's size ``render`` makes in one call."""
     child_peak_bytes: int = 0
     """Peak memory, of the kind that is measured here, of a process of its own in which the scene was prepared."""
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def one_by_one(device: torch.device, render: Callable[[Cameras], Float[Tensor, "height width 3"]]) -> Render:
+    """Renders one camera [1] in a call."""
+    return lambda cameras: (timed(device, partial(render, cameras[i : i + 1])) for i in range(len(cameras)))
 
 
 class Method(Protocol):
@@ -81,7 +89,7 @@ class Baseline:
             return self._baseline(context, views_from_cameras(camera, 1, device=context.rgb.device))[0, 0]
 
         photos = context.rgb.numel()  # a byte for each colour
-        return Prepared(render, seconds=0.0, disk_bytes=photos)
+        return Prepared(one_by_one(context.rgb.device, render), seconds=0.0, disk_bytes=photos)
 
 
 class Network:
@@ -114,9 +122,10 @@ class Network:
         encode_ms = milliseconds(device, lambda: self._encode(scene.views))
         seconds = time.perf_counter() - start
         return Prepared(
-            render=lambda camera: model.get_outputs_for_camera(camera)["rgb"],
+            render=partial(model.timed_frames, model.memory()),
             seconds=seconds,
             disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values()),
+            frames_per_call=model.frames_per_call(scene.views.height, scene.views.width),
             facts={**facts, "encode_ms": encode_ms, "memory_bytes": model.memory().num_bytes},
         )
 

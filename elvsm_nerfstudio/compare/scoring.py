@@ -35,7 +35,7 @@ COSTS = {
 Record = Mapping[str, Any]
 """One method on one scene from some number of context views. ``method``, ``context_views``, ``scene``, ``status``
 ("done" or "failed"); if done ``images`` (a row of metrics for each target), ``first_picture_seconds``, ``render_ms`` of
-each target, ``peak_bytes`` and ``disk_bytes``; if failed ``error``."""
+each target, ``frames_per_call``, ``peak_bytes`` and ``disk_bytes``; if failed ``error``."""
 
 
 def frame_file(frame: int) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from nerfstudio.cameras.cameras import Cameras
 
 from elvsm_nerfstudio.compare.gaussians import Gaussians, Splatfacto
 from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
@@ -24,7 +23,6 @@ from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
-from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 
 
@@ -56,7 +54,7 @@ class Worker:
         scene = datamanager.evaluation_scene(entry, ViewRule(job.count, source="index"))
         context = SceneContext(job.scene, scene.views.context, self.layout.index(job.count), job.count)
         frames = datamanager.evaluation_index.choices[job.scene].target
-        cameras = [scene.cameras[i : i + 1] for i in range(len(frames))]
+        cameras = scene.cameras
         del scene  # the targets' pixels are nothing for a method to see, and no memory of its
 
         reset = self._reset_peak()
@@ -64,23 +62,25 @@ class Worker:
             self._method = load_method(self.spec, self.settings, self.layout, self.device)
         with torch.enable_grad():
             prepared = self._method.prepare(context)
-        first_ms = milliseconds(self.device, lambda: prepared.render(cameras[0]))
-        pictures, times = [], []
-        for camera in cameras:
-            synchronise(self.device)
-            times.append(milliseconds(self.device, lambda c=camera: pictures.append(prepared.render(c).cpu())))
+        (_, first_ms), *_ = prepared.render(cameras[:1])
+        pictures, times = zip(*((picture.cpu(), ms) for picture, ms in prepared.render(cameras)))
         peak = max(self._peak(), prepared.child_peak_bytes)
         folder = self.layout.pictures(self.spec, job.count, job.scene, "target")
         for frame, picture in zip(frames, pictures):
             if not picture.isfinite().all():
                 raise ValueError(f"frame {frame}: the picture has values that are not finite")
             write_image(folder / frame_file(frame), picture)
-        self._render_path(job, prepared.render, path_through(context.views, job.path_frames).to(self.device))
+        if job.path_frames:
+            folder = self.layout.pictures(self.spec, job.count, job.scene, "path")
+            path = path_through(context.views, job.path_frames).to(self.device)
+            for i, (picture, _) in enumerate(prepared.render(path)):
+                write_image(folder / frame_file(i), picture.cpu())
         return {
             "status": "done",
             "prepare_seconds": prepared.seconds,
             "first_picture_seconds": prepared.seconds + first_ms / 1e3,
             "render_ms": times,
+            "frames_per_call": prepared.frames_per_call,
             "peak_bytes": peak,
             "peak_is_of_this_scene": reset,
             "memory_before_bytes": self.memory_before,
@@ -89,11 +89,6 @@ class Worker:
             "device": str(self.device),
             "load": os.getloadavg()[0],
         }
-
-    def _render_path(self, job: Job, render, cameras: Cameras) -> None:
-        folder = self.layout.pictures(self.spec, job.count, job.scene, "path")
-        for i in range(job.path_frames):
-            write_image(folder / frame_file(i), render(cameras[i : i + 1]).cpu())
 
     def _datamanager(self, count: int) -> ViewSetDataManager:
         if count not in self._datamanagers:

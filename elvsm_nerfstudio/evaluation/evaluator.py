@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -178,21 +177,13 @@ class Evaluator:
         for count, memory, encode_ms in self._memories(scene):
             context = scene.views.context.select(range(count))
             baselines = {name: baseline(context, scene.views.target)[0] for name, baseline in BASELINES.items()}
-            for index, (rgb, render_ms) in enumerate(self._rendered(memory, scene.cameras)):
+            for index, (rgb, render_ms) in enumerate(self.model.timed_frames(memory, scene.cameras)):
                 truth = scene.views.target.rgb[0, index]
                 metrics = image_metrics(rgb, truth)
                 for baseline, of_baseline in baselines.items():
                     metrics |= {f"{k}_{baseline}": v for k, v in image_metrics(of_baseline[index], truth).items()}
                 results.append(ImageResult(scene.target_names[index], count, metrics, encode_ms, render_ms, rgb))
         return results
-
-    def _rendered(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Tensor, float]]:
-        """Each camera's image [height, width, 3], and its share in ms of the time of the call that rendered it."""
-        frames = self.model.frames_per_call(*self.images.size)
-        for first in range(0, len(cameras), frames):
-            some = cameras[first : first + frames]
-            images, render_ms = timed(self.model.device, lambda c=some: self.model.render_frames(memory, c))
-            yield from ((image, render_ms / len(some)) for image in images)
 
     def sheet(self, scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
         """Rows: context, targets, predictions, one row of those for each number of context views."""

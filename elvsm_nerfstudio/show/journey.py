@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar, Union
+from typing import Annotated, Any, Optional, Union
 
 import torch
 import tyro
@@ -31,6 +30,7 @@ from elvsm_nerfstudio.data.images import DataError, is_cut_out
 from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, Scene, SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.timing import timed
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.named_weights import PUBLISHED
 from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
@@ -43,7 +43,6 @@ from elvsm_nerfstudio.show.picture_sheet import Row, to_image, write_sheet
 from elvsm_nerfstudio.stages import Stages
 from elvsm_nerfstudio.views import Views
 
-T = TypeVar("T")
 MIN_CONTEXT_VIEWS = 4
 """Of networks that were trained with fewer: two photos of a whole capture have little in common."""
 REPORT = "show.json"
@@ -168,24 +167,24 @@ def _make_pictures(
     """Writes video and sheet, and returns what the report says of them."""
     scene, shown = datamanager.collection.load(datamanager.shown), datamanager.shown_scene(max_targets=1)
     with stages.stage("Context views", 1) as stage:
-        memory, encode_ms = _timed(model.memory, model.device)
+        memory, encode_ms = timed(model.device, model.memory)
         stage.advance()
 
     not_given = _not_given(scene, shown.context_names)
     images = datamanager.config.images
     truths, renders = scene.read_images(not_given, images).float() / 255, []
     with stages.stage("Photos not given", len(not_given)) as stage:
-        for frame in not_given:
-            renders.append(model.render(memory, scene.cropped_cameras([frame], images))["rgb"].cpu())
+        cameras = scene.cropped_cameras(not_given, images)
+        for render, _ in model.timed_frames(memory, cameras):
+            renders.append(render.cpu())
             stage.advance()
     scores = [round(float(psnr(render, truth)), 2) for render, truth in zip(renders, truths)]
 
     path, around = film_path(shown.views.context, round(options.seconds * options.fps))
     frames, times = [], []
     with stages.stage("Frames of the video", len(path)) as stage:
-        for i in range(len(path)):
-            rendered, ms = _timed(partial(model.render, memory, path[i : i + 1]), model.device)
-            frames.append(to_image(rendered["rgb"]))
+        for rgb, ms in model.timed_frames(memory, path):
+            frames.append(to_image(rgb))
             times.append(ms)
             stage.advance()
 
@@ -212,6 +211,7 @@ def _make_pictures(
         "psnr_not_given": scores,
         "encode_ms": round(encode_ms, 1),
         "render_ms": round(statistics.median(times), 1),
+        "frames_per_call": model.frames_per_call(*images.size),
     }
 
 
@@ -300,20 +300,6 @@ def _not_given(scene: Scene, context: Sequence[str]) -> list[int]:
     others = [frame for frame, name in enumerate(scene.frame_names) if name not in context]
     count = min(SHEET_COLUMNS, len(others))
     return [others[i] for i in torch.linspace(0, len(others) - 1, count).round().long().tolist()]
-
-
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """What work gives, and how many milliseconds it took, the device waited for."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    result = work()
-    wait()
-    return result, (time.perf_counter() - start) * 1e3
 
 
 def _narrow(frame: Image.Image) -> Image.Image:

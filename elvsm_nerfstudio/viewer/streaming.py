@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.evaluation_views import choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError
@@ -78,7 +80,7 @@ class Step:
     append_ms: float
     """Encoding the view into the memory."""
     render_ms: float
-    """Rendering a target from it, mean of all."""
+    """Rendering a target from it: the mean of all, of which as many as pay are rendered in one call."""
     psnr: list[float]
     """PSNR of each target, in dB."""
     memory_bytes: int
@@ -94,10 +96,11 @@ class Stream:
 
     def __init__(self, model: EfficientLVSMModel, first: Sequence[View], targets: Sequence[View]):
         self.model, self.targets = model, list(targets)
+        self.cameras = unpack_cameras(torch.cat([pack_cameras(target.camera) for target in targets]))
         cameras = torch.cat([view.as_context().camera_to_world for view in first], dim=1)
         self.frame = CanonicalFrame.estimate(cameras)
         self.memory: Optional[SceneMemory] = None
-        self.renders: list[Float[Tensor, "height width 3"]] = []
+        self.renders: Sequence[Float[Tensor, "height width 3"]] = ()
         """Of the targets, from all views so far."""
         self.add(first[0])  # warm-up
         self.add(first[0])
@@ -113,14 +116,12 @@ class Stream:
             return network.encode(context, self.frame) if memory is None else network.append(memory, context)
 
         self.memory, append_ms = timed(self.model.device, append)
-        self.renders, render_ms = timed(
-            self.model.device, lambda: [self.model.render(self.memory, target.camera)["rgb"] for target in self.targets]
-        )
+        self.renders, times = zip(*self.model.timed_frames(self.memory, self.cameras))
         return Step(
             view=view.name,
             num_views=self.memory.num_views,
             append_ms=append_ms,
-            render_ms=render_ms / len(self.renders),
+            render_ms=statistics.mean(times),
             psnr=[float(psnr(render, target.rgb)) for render, target in zip(self.renders, self.targets)],
             memory_bytes=self.memory.num_bytes,
         )
@@ -284,6 +285,7 @@ def stream(args: StreamOptions) -> dict[str, Any]:
         "device": str(device),
         "threads": torch.get_num_threads(),
         "precision": str(model.network.autocast_dtype or torch.float32).removeprefix("torch."),
+        "frames_per_call": min(len(targets), model.frames_per_call(*spec.size)),
         "frame_fixed_by": [view.name for view in first],
         "targets": [view.name for view in targets],
         "unreadable": watched.unreadable if watched else {},

@@ -119,6 +119,7 @@ def test_a_run_is_rendered_as_its_own_pipeline_renders(compared, plain, run):
 def test_costs_are_recorded(compared):
     _, result = compared
     records = [record for record in result["records"] if record["method"] == "efficient-lvsm-tiny"]
+    assert {record["frames_per_call"] for record in result["records"] if record["status"] == "done"} == {1}
     parameters = sum(p.numel() for p in tiny_pipeline(Path(result["data"])).model.network.parameters())
     for record in records:
         assert len(record["render_ms"]) == 3 and min(record["render_ms"]) > 0
@@ -214,7 +215,7 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
         prepared = network.prepare(SceneContext(scene.name, context, tmp_path, count))
         assert minutes is None or 55 <= prepared.facts["finetuning_steps"] <= 60
         assert all(torch.equal(network._weights[name], before[name]) for name in before)
-        renders = torch.stack([prepared.render(cameras[i : i + 1]) for i in range(count)])
+        renders = torch.stack([render for render, _ in prepared.render(cameras[:count])])
         return float(psnr(renders.detach(), context.rgb[0]))
 
     assert fit(0.1) > fit(None) + 1

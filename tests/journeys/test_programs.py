@@ -1,18 +1,21 @@
 """nerfstudio's programs on runs of this package: moved ones, and what they cannot do."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_scene
+import torch
+from conftest import look_at, write_scene
 from nerfstudio.scripts import render
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from tiny_training import no_writers_are_left, tiny_trainer  # noqa: F401
 
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.model import EfficientLVSMModel
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,44 @@ def test_frames_of_a_spiral_are_as_large_as_the_photos(run, tmp_path, monkeypatc
     render.SpiralRender(**options, seconds=0.05).main()
     (frame,) = (tmp_path / "path").iterdir()
     assert Image.open(frame).size == (16, 16)
+
+
+@pytest.mark.parametrize("zoom", [False, True])
+def test_frames_of_a_path_are_rendered_in_one_call_and_those_that_are_rendered_alone(run, tmp_path, monkeypatch, zoom):
+    called_as(monkeypatch, "ns-render", "camera-path")
+    monkeypatch.setattr("nerfstudio.utils.install_checks.check_ffmpeg_installed", lambda: None)
+    poses = look_at_path(7)
+    path = {
+        "camera_type": "perspective", "render_height": 24, "render_width": 20, "seconds": 1.0,
+        "camera_path": [
+            {"camera_to_world": pose.flatten().tolist(), "fov": 50.0 + 3 * zoom * i, "aspect": 20 / 24}
+            for i, pose in enumerate(poses)
+        ],
+    }  # fmt: skip
+    (tmp_path / "path.json").write_text(json.dumps(path))
+    calls, render_frames = [], EfficientLVSMModel.render_frames
+    monkeypatch.setattr(
+        EfficientLVSMModel, "render_frames", lambda self, m, c: calls.append(len(c)) or render_frames(self, m, c)
+    )
+
+    def rendered(name: str) -> list[np.ndarray]:
+        options = dict(output_format="images", image_format="png", camera_path_filename=tmp_path / "path.json")
+        render.RenderCameraPath(load_config=run / "config.yml", output_path=tmp_path / f"{name}.mp4", **options).main()
+        return [np.asarray(Image.open(file)).astype(int) for file in sorted((tmp_path / name).iterdir())]
+
+    alone = rendered("alone")
+    assert calls == [1] * 7
+    monkeypatch.setattr(EfficientLVSMModel, "frames_per_call", lambda self, height, width: 3)
+    calls.clear()
+    together = rendered("together")
+    assert calls == ([3, *[1] * 6] if zoom else [3, 3, 1])
+    np.testing.assert_allclose(together, alone, atol=1)
+    assert np.abs(alone[0] - alone[3]).max() > 5
+
+
+def look_at_path(count: int) -> torch.Tensor:
+    angles = torch.linspace(0, 2, count)
+    return torch.stack([look_at(torch.stack([3 * a.cos(), 3 * a.sin(), torch.tensor(0.5)])) for a in angles])
 
 
 def test_the_only_image_of_a_split_keeps_its_name(run, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from elvsm_nerfstudio.cli import main
 from elvsm_nerfstudio.geometry import opengl_to_opencv, pinhole_directions
+from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.show.expectations import expectations, share_cut_off, whole_size
@@ -155,7 +156,7 @@ def read_video(path: Path) -> tuple[int, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("photo, size", [((90, 160), (64, 112)), ((64, 48), (88, 64))])
-def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys):
+def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, monkeypatch):
     capture = write_scene(tmp_path / "chairs", num_frames=12, size=photo)
     output = tmp_path / "shown"
     args = ["show", str(capture), "--output", str(output), "--seconds", "0.5", "--num-context-views", "3"]
@@ -173,8 +174,14 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys):
         with Image.open(output / name) as image:
             assert np.asarray(image.convert("L")).std() > 5
     before = config.stat().st_mtime_ns
+    # As on a GPU: as many frames in one call as pay; the same pictures.
+    monkeypatch.setattr(EfficientLVSMModel, "frames_per_call", lambda self, height, width: 5)
     main(args)
     assert config.stat().st_mtime_ns > before
+    again = json.loads((output / "show.json").read_text())
+    assert (report["frames_per_call"], again["frames_per_call"]) == (1, 5)
+    assert again["psnr_not_given"] == pytest.approx(report["psnr_not_given"], abs=0.02)
+    assert read_video(output / "video.mp4") == (frames, shape)
 
 
 def test_published_networks_get_the_middle_and_that_is_said(tmp_path, capsys):

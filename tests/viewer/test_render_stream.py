@@ -13,7 +13,7 @@ import mediapy
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_NETWORK, run_cli, write_scene
+from conftest import TINY_NETWORK, run_cli, tiny_pipeline, write_scene
 from PIL import Image
 
 
@@ -89,6 +89,30 @@ def psnr_from_all_at_once(workspace: Path, config: Path, names: list[str], resul
     with torch.no_grad():
         rgb = model.network.decode(model.network.encode(context, frame), target)
     return [float(psnr(a, b)) for a, b in zip(rgb[0], target.rgb[0])]
+
+
+def test_targets_rendered_in_one_call_are_those_rendered_one_by_one(scene, monkeypatch):
+    from elvsm_nerfstudio.viewer.stream_views import replayed
+    from elvsm_nerfstudio.viewer.streaming import Stream
+
+    pipeline = tiny_pipeline(scene)
+    model, data = pipeline.model, pipeline.datamanager
+    views = list(replayed(data.collection.load(data.shown), range(5), data.config.images, model.device))
+
+    def steps() -> list:
+        stream = Stream(model, views[:2], views[2:])
+        found = [(stream.add(view), torch.stack(stream.renders)) for view in views[:2]]
+        assert all(step.render_ms > 0 for step, _ in found)
+        return [(step.psnr, renders) for step, renders in found]
+
+    expected = steps()
+    monkeypatch.setattr(model, "frames_per_call", lambda height, width: 2)
+    calls, render = [], model.render_frames
+    monkeypatch.setattr(model, "render_frames", lambda m, c: calls.append(len(c)) or render(m, c))
+    for (psnr, renders), (their_psnr, theirs) in zip(steps(), expected, strict=True):
+        torch.testing.assert_close(renders, theirs, atol=1e-6, rtol=0)
+        assert len(psnr) == 3 and psnr == pytest.approx(their_psnr, abs=1e-4)
+    assert set(calls) == {2, 1}
 
 
 def test_other_data_of_another_size_and_fewer_views(workspace, config, tmp_path):
