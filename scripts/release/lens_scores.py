@@ -62,22 +62,32 @@ def cases(size: int) -> list[Case]:
 
 
 def lenses_and_borders(network: SceneNetwork, data: Path, size: int) -> dict[str, Any]:
-    """``lens_scores`` and ``patch_border_ratios`` of a network, as the card and the program write them."""
-    return {"lenses": lens_scores(network, data, size), "borders": patch_border_ratios(network, data, size)}
+    """``lens_scores`` of a network on the test split of a collection whose pictures are larger than ``size`` pixels,
+    and ``patch_border_ratio`` of its renders and of the pictures that they are renders of, as taken."""
+    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
+    scenes = [collection.load(entry) for entry in collection.split("test")]
+    taken = [_render(network, scene, Case("as taken"), size) for scene in track(scenes, description="As taken")]
+    borders = {
+        name: patch_border_ratio(torch.cat(images), network.config.patch_size)
+        for name, images in zip(("renders", "pictures"), zip(*taken))
+    }
+    return {"lenses": lens_scores(network, scenes, taken, size), "borders": borders}
 
 
-def lens_scores(network: SceneNetwork, data: Path, size: int) -> list[dict[str, float | str]]:
-    """Scores of a network on the test split of a collection whose pictures are larger than ``size`` pixels.
+def lens_scores(
+    network: SceneNetwork, scenes: Sequence[Scene], taken: Sequence[tuple[Images, Images]], size: int
+) -> list[dict[str, float | str]]:
+    """Scores of a network on scenes through each case's lenses.
+
+    Args:
+        taken: renders of each scene's targets and the pictures themselves, through the collection's own lens.
 
     Returns:
         For each case its name, PSNR, and the PSNR through the collection's own lens on the same pixels, means over the
         targets of all scenes; the first row is that lens itself.
     """
-    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
     rows: dict[str, list[tuple[float, float]]] = {}
-    for entry in track(collection.split("test"), description="Lenses"):
-        scene = collection.load(entry)
-        middle, middle_truth = _render(network, scene, Case("as taken"), size)
+    for scene, (middle, middle_truth) in track(list(zip(scenes, taken)), description="Lenses"):
         own = [float(psnr(*pair)) for pair in zip(middle, middle_truth)]
         rows.setdefault("as taken", []).extend(zip(own, own))
         for case in cases(size):
@@ -124,18 +134,6 @@ def _common(images: Images, lens: Lens, is_reference: bool) -> Images:
         images.permute(0, 3, 1, 2), size=(side, side), mode="bilinear", antialias=True
     )
     return resized.permute(0, 2, 3, 1)
-
-
-def patch_border_ratios(network: SceneNetwork, data: Path, size: int) -> dict[str, float]:
-    """``patch_border_ratio`` of renders of the test split, and of the pictures that they are renders of."""
-    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
-    scenes = [collection.load(entry) for entry in collection.split("test")]
-    renders, pictures = zip(*(_render(network, scene, Case("as taken"), size) for scene in scenes))
-    patch = network.config.patch_size
-    return {
-        "renders": patch_border_ratio(torch.cat(renders), patch),
-        "pictures": patch_border_ratio(torch.cat(pictures), patch),
-    }
 
 
 def patch_border_ratio(images: Images, patch_size: int) -> float:

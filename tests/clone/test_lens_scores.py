@@ -1,5 +1,8 @@
 """Scores of a network through other lenses: same pixels, and what is compared with what."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import write_collection
@@ -7,7 +10,15 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
-from scripts.release.lens_scores import Case, _common, _render, cases, lens_scores, lens_table, patch_border_ratio
+from scripts.release.lens_scores import (
+    Case,
+    _common,
+    _render,
+    cases,
+    lens_table,
+    lenses_and_borders,
+    patch_border_ratio,
+)
 
 SIZE = 48
 
@@ -15,7 +26,11 @@ SIZE = 48
 class Blank(torch.nn.Module):
     """Renders everything in one grey."""
 
+    config = SimpleNamespace(patch_size=8)
+    calls = 0
+
     def forward(self, context, target, frame):
+        self.calls += 1
         return torch.full_like(target.rgb, 0.5)
 
 
@@ -38,11 +53,15 @@ def test_a_lens_and_the_collections_own_are_compared_on_the_same_pixels(data):
 
 
 def test_rows_hold_means_over_all_targets(data):
-    rows = lens_scores(Blank(), data, SIZE)
+    network = Blank()
+    found = lenses_and_borders(network, data, SIZE)
+    assert network.calls == 1 + len(cases(SIZE))
+    rows = found["lenses"]
     assert [row["case"] for row in rows] == ["as taken", *(case.name for case in cases(SIZE))]
     collection = SceneCollection.open(data, NerfstudioDataParserConfig())
     scene = collection.load(collection.split("test")[0])
     _, truth = _render(Blank(), scene, Case("as taken"), SIZE)
+    assert math.isnan(found["borders"]["renders"]) and found["borders"]["pictures"] == patch_border_ratio(truth, 8)
     expected = torch.stack([psnr(torch.full_like(image, 0.5), image) for image in truth]).mean()
     assert rows[0]["psnr"] == rows[0]["psnr_as_taken"] == pytest.approx(float(expected), abs=1e-4)
     shown = next(row for row in rows if row["case"].startswith("context, principal point 4"))
