@@ -8,7 +8,7 @@ Not noticed: kernels that CUDA lacks, how it rounds, streams, pinned memory, and
 dispatcher (``data_ptr()``). A number on the CPU, a tensor of no dimensions, passes in all pointwise operations, though
 a few take it only in some of their places. Only the thread that pretends can make tensors on the device. Gradients are
 those of ``backward()`` alone: their hooks are not called, and what a graph has saved stays until the graph is gone.
-There are no generators of random numbers on the device.
+There are no generators of random numbers on the device, and no compiler for it: what is compiled runs as it is.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def pretended_cuda() -> Iterator[torch.device]:
         # Parameters of a module that is moved stay the same objects, as they do on the way to a true device.
         "torch.nn.modules.module.is_traceable_wrapper_subclass": lambda parameter: True,
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
+        "torch.compile": lambda function, **options: function,
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
         "torch.cuda.synchronize": lambda device=None: None,
         "torch.cuda.memory_reserved": lambda device=None: 0,

@@ -444,6 +444,14 @@ def test_a_camera_is_rendered_as_on_the_cpu(cuda, scene, precision):
     torch.testing.assert_close(found[:5], found[5:], atol=tolerance, rtol=0)
 
 
+def test_blocks_are_compiled_on_the_device_unless_told_otherwise(cuda):
+    def compiler(compile: bool | None):
+        config = EfficientLVSMModelConfig(network=EfficientLVSMConfig(**SIZES), compile=compile)
+        return config.setup(scene_box=None, num_train_data=1).to(cuda).network.compiler
+
+    assert compiler(None).required is False and compiler(True).required is True and compiler(False) is None
+
+
 @pytest.mark.parametrize("config", [EfficientLVSMConfig(**SIZES), EfficientLVSMConfig(**PROPE, ray_frame="camera")])
 def test_a_frame_is_rendered_without_waiting(cuda, config):
     model = EfficientLVSMModelConfig(network=config).setup(scene_box=None, num_train_data=1).to(cuda).eval()

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding
+from elvsm_nerfstudio.nn.compiled import Block, compilable
 from elvsm_nerfstudio.nn.kernels import EPS, attention, layer_norm, prefix_attention, recomputed, rms_norm
 
 
@@ -156,10 +158,12 @@ class MLP(nn.Sequential):
         super().__init__(wide, nn.GELU(), narrow)
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        if torch.compiler.is_compiling():  # which keeps no more either
+            return super().forward(x)
         return recomputed(lambda hidden: self[2](self[1](hidden)), self[0](x))
 
 
-class ContextBlock(nn.Module):
+class ContextBlock(Block):
     """Self-attention and MLP, pre-norm: one layer of Efficient-LVSM's encoder, where each view is a sequence of its
     own, and of LVSM, where several views are one sequence."""
 
@@ -170,6 +174,7 @@ class ContextBlock(nn.Module):
         self.norm2 = LayerNorm(width, norm_gain)
         self.mlp = MLP(width, mlp_ratio)
 
+    @compilable("context token channel")
     def forward(
         self, x: Float[Tensor, "sequence token d"], encoding: Optional[CameraEncoding] = None
     ) -> Float[Tensor, "sequence token d"]:
@@ -177,7 +182,7 @@ class ContextBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class TargetBlock(nn.Module):
+class TargetBlock(Block):
     """Intra-view attention, cross-attention to the same layer's context features, MLP: one layer of the decoder."""
 
     def __init__(self, width: int, head_dim: int, mlp_ratio: int):
@@ -186,6 +191,7 @@ class TargetBlock(nn.Module):
         self.cross_attention = CrossAttention(width, head_dim)
         self.mlp = MLP(width, mlp_ratio)
 
+    @compilable("scene context channel")
     def keys_values(
         self, context: Float[Tensor, "scene source d"], encoding: Optional[CameraEncoding] = None
     ) -> tuple[Float[Tensor, "scene head source head_dim"], Float[Tensor, "scene head source head_dim"]]:
@@ -196,6 +202,7 @@ class TargetBlock(nn.Module):
         """
         return self.cross_attention.keys_values(layer_norm(context), encoding)
 
+    @compilable("scene view token channel", "scene head context channel", "scene head context channel")
     def forward(
         self,
         x: Float[Tensor, "scene view token d"],

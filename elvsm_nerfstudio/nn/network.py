@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
+from elvsm_nerfstudio.nn.compiled import Block, Compiler
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
 from elvsm_nerfstudio.nn.memory import SceneMemory, WeightsToken, check_ids
@@ -140,6 +141,17 @@ class SceneNetwork(nn.Module, ABC):
     @abstractmethod
     def _decode(self, memory: SceneMemory, target: Views) -> Float[Tensor, "scene view height width 3"]:
         """Renders target views from all of a memory."""
+
+    @property
+    def compiler(self) -> Optional[Compiler]:
+        """What compiles the blocks; None runs them as they are."""
+        return next(module.compiler for module in self.modules() if isinstance(module, Block))
+
+    @compiler.setter
+    def compiler(self, compiler: Optional[Compiler]) -> None:
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compiler = compiler
 
     def _block(self, block: Any, *inputs: Any) -> Any:
         """Goes through a block, or whatever shall be one for gradient checkpointing."""

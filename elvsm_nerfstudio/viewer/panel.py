@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Thread, current_thread
 from typing import Literal, NamedTuple, Optional
 from weakref import WeakKeyDictionary
@@ -183,6 +183,7 @@ class ContextControls:
     def _start(self, viewer: Viewer) -> None:
         self._viewer, self._frustums = viewer, Frustums(viewer, self._pool)
         self._precision.set_disabled(viewer.trainer is not None)
+        self._model.warm_up()
         self._model.render_for_viewer = self.render
 
     # What is wanted. Callbacks also come, later and in another thread, for values that were set here: they must find
@@ -252,8 +253,10 @@ class ContextControls:
         """A frame for the viewer: where it cannot be rendered, the last one, or grey, and the reason in the panel."""
         camera = on_cpu(camera.reshape((1,)))
         size = max(1, int(camera.height[0])), max(1, int(camera.width[0]))
+        compiled = self._model.network.compiler is not None
         try:
-            return self._render(camera, size)
+            with _uninterrupted() if compiled else nullcontext():  # an interrupt would look like a failure to compile
+                return self._render(camera, size)
         except IOChangeException:  # the viewer wants another frame instead
             raise
         except Exception as error:  # whatever it is, it must not end the render thread

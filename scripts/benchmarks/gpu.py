@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elvsm_nerfstudio.evaluation.timing import milliseconds, peak_flops, processor, synchronise
+from elvsm_nerfstudio.nn.compiled import Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
@@ -242,11 +243,9 @@ def _step(network: SceneNetwork, batch: tuple[Any, Any]) -> Callable[[None], Non
 
 
 def _compile(bench: Bench, network: SceneNetwork) -> None:
-    """Every block of the network, each as one graph. On CPUs without code: no C++ compiler is asked for."""
+    """Every block of the network. On CPUs without code: no C++ compiler is asked for."""
     backend = "inductor" if bench.device.type == "cuda" else "eager"
-    for blocks in network.streams.values():
-        for block in blocks:
-            block.compile(fullgraph=True, backend=backend)
+    network.compiler = Compiler(required=True, backend=backend)
 
 
 def attention(bench: Bench) -> list[dict[str, Any]]:

@@ -1,0 +1,192 @@
+"""Blocks that torch.compile makes one graph of: the same results, few graphs, and a way back where it fails."""
+
+import subprocess
+import sys
+import warnings
+from contextlib import nullcontext
+from copy import deepcopy
+
+import pytest
+import torch
+from conftest import make_views
+from test_network import random_network
+
+from elvsm_nerfstudio.model import EfficientLVSMModelConfig
+from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
+from elvsm_nerfstudio.nn.compiled import Compiler
+from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lvsm import LVSMEncoderDecoderConfig
+from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.views import ViewSet
+
+SIZES = dict(width=32, num_layers=2, head_dim=16)
+PLAIN = EfficientLVSMConfig(**SIZES)
+PROPE = EfficientLVSMConfig(**SIZES, camera_encoding="prope", ray_frame="camera")
+LVSM = LVSMEncoderDecoderConfig(**SIZES, num_latents=5)
+
+
+class Graphs(list):
+    """A back end that keeps graphs and runs them as they are."""
+
+    def __call__(self, graph, inputs):
+        self.append(graph)
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def without_code_of_other_tests():
+    torch._dynamo.reset()
+
+
+def results(network, context, target) -> list[torch.Tensor]:
+    """What the network renders, and gradients."""
+    network.zero_grad()
+    rgb = network(context, target)
+    rgb.square().mean().backward()
+    return [rgb.detach(), *(p.grad.clone() for p in network.parameters())]
+
+
+@pytest.mark.parametrize(
+    "config, dtype, checkpointing, backend",
+    [
+        (PLAIN, None, True, "aot_eager"),
+        (PROPE, torch.bfloat16, True, "eager"),
+        pytest.param(LVSM, None, False, "eager", marks=pytest.mark.slow),
+        pytest.param(PROPE, None, False, "aot_eager", marks=pytest.mark.slow),
+        pytest.param(PLAIN, torch.bfloat16, False, "aot_eager", marks=pytest.mark.slow),
+        pytest.param(PLAIN, None, False, "inductor", marks=pytest.mark.slow),
+        pytest.param(PROPE, torch.bfloat16, True, "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_blocks_render_and_learn_as_they_are(config, dtype, checkpointing, backend):
+    network = config.build()
+    network.autocast_dtype, network.gradient_checkpointing = dtype, checkpointing
+    views = make_views(2, 3, 16, 24), make_views(2, 2, 16, 24, seed=1)
+    names, expected, token = list(network.state_dict()), results(network, *views), network.weights_token()
+    network.compiler = Compiler(required=True, backend=backend)
+    found = results(network, *views)
+    assert list(network.state_dict()) == names and network.weights_token() is token
+    for mine, theirs in zip(found, expected):
+        assert (mine - theirs).norm() <= (1e-5 if dtype is None else 2e-2) * theirs.norm()
+
+
+@pytest.mark.parametrize("config, gradients", [(PROPE, True), (PLAIN, False)])
+def test_two_graphs_of_each_call_are_enough_for_one_to_six_context_views(config, gradients):
+    network, graphs = random_network(config), Graphs()
+    network.compiler = Compiler(required=True, backend=graphs)
+    with torch.set_grad_enabled(gradients):
+        for number in (2, 1, 3, 4, 5, 6):
+            network(make_views(1, number, 16, 24), make_views(1, 2, 16, 24, seed=1))
+    assert len(graphs) <= 2 * 3  # all layers share those of encoder, decoder, and keys and values
+
+
+@torch.no_grad()
+def test_frames_of_any_size_from_any_memory_are_few_graphs():
+    network, graphs = random_network(PROPE), Graphs()
+    first, second = make_views(1, 3, 16, 24), make_views(1, 2, 16, 24, seed=2)
+    targets = [make_views(1, 1, *size, seed=1) for size in ((16, 24), (24, 32), (32, 24))]
+
+    def renders() -> list[torch.Tensor]:
+        memory = network.encode(first)
+        grown = network.append(memory, second)
+        return [network.decode(m, t) for m in (memory, grown, grown.drop([1]), grown.select([4])) for t in targets]
+
+    expected = renders()
+    network.compiler = Compiler(required=True, backend=graphs)
+    for mine, theirs in zip(renders(), expected):
+        assert (mine - theirs).abs().max() < 1e-5
+    assert len(graphs) == 4  # encoder, keys and values, and the decoder with those in a piece of the store or gathered
+
+
+def test_without_a_compiler_that_works_blocks_run_as_they_are():
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    network = random_network(PLAIN)
+    views = make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)
+    expected = results(network, *views)
+    network.compiler = Compiler(required=False, backend=broken)
+    with pytest.warns(UserWarning, match="are not compiled.*no compiler here") as said:
+        found = results(network, *views)
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    torch.testing.assert_close(found, expected)
+    with warnings.catch_warnings(action="error") if sys.version_info >= (3, 11) else nullcontext():
+        results(network, *views)
+    network.compiler = Compiler(required=True, backend=broken)
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        results(network, *views)
+
+
+@torch.no_grad()
+def test_errors_of_a_computation_are_not_the_compilers():
+    network, graphs = random_network(PLAIN), Graphs()
+    network.compiler = Compiler(backend=graphs)
+
+    def interrupt(module, inputs):
+        raise ValueError("another frame")
+
+    hook = network.target_blocks[0].mlp.register_forward_pre_hook(interrupt)
+    with pytest.raises(ValueError, match="another frame"):
+        network(make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1))
+    hook.remove()
+    assert network.compiler.failure is None
+
+
+@torch.no_grad()
+def test_hooks_are_called_and_copies_have_their_own_weights():
+    network, graphs = random_network(PLAIN), Graphs()
+    context, target = make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)
+    expected, attention = decode_with_attention(network, network.encode(context), target)
+    network.compiler = Compiler(required=True, backend=graphs)
+    seen = []
+    network.target_blocks[1].register_forward_hook(lambda *_: seen.append("block"))
+    network.target_blocks[1].mlp[2].register_forward_hook(lambda *_: seen.append("part"))
+    assert torch.equal(network(context, target), expected) and sorted(seen) == ["block", "part"]
+    found = decode_with_attention(network, network.encode(context), target)
+    assert torch.equal(found[0], expected) and torch.equal(found[1], attention)
+    copy = deepcopy(network)
+    for parameter in copy.parameters():
+        parameter.mul_(1.1)
+    assert (copy(context, target) - expected).abs().max() > 1e-4
+    assert torch.equal(network(context, target), expected) and graphs
+
+
+def test_prefixes_are_no_graphs():
+    network, graphs = random_network(PLAIN), Graphs()
+    views = make_views(1, 3, 16, 24), make_views(1, 3, 16, 24, seed=1)
+    expected = network(*views, prefixes=[1, 3, 2])
+    network.compiler = Compiler(required=True, backend=graphs)
+    for prefixes in ([2, 2, 1], [3, 3, 3], [1, 2, 3], [1, 3, 2]):
+        found = network(*views, prefixes=prefixes)
+    assert torch.equal(found, expected) and len(graphs) == 2  # of the encoder
+
+
+def test_a_models_option_is_for_all_its_networks():
+    def model(compile: bool | None):
+        config = EfficientLVSMModelConfig(network=PLAIN, compile=compile)
+        return config.setup(scene_box=None, num_train_data=1).to("cpu")
+
+    assert model(None).network.compiler is model(False).network.compiler is None
+    compiled = model(True)
+    compiler = compiled.network.compiler
+    assert compiler.required and WeightAverage(compiled.network, 0.5).network.compiler is compiler
+
+
+def test_after_warming_up_frames_are_not_compiled():
+    model = EfficientLVSMModelConfig(network=PLAIN).setup(scene_box=None, num_train_data=1).to("cpu").eval()
+    graphs = Graphs()
+    model.network.compiler = Compiler(required=True, backend=graphs)
+    model.set_context(ViewSet(make_views(1, 2, 16, 24), make_views(1, 1, 16, 24)))
+    model.warm_up()
+    number = len(graphs)
+    model.edit_context(make_views(1, 3, 16, 24, seed=1), [5, 6, 7], drop=[1])
+    with torch.no_grad():
+        model.rendering_network.decode(model.memory(), make_views(1, 1, 32, 40, seed=3))
+    assert number == len(graphs) > 0
+
+
+def test_nothing_of_the_compiler_is_imported_before_it_is_used():
+    code = "import sys, elvsm_nerfstudio.nn.weights; print([n for n in sys.modules if n.startswith('torch._dynamo')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    without = "import sys, torch; print([n for n in sys.modules if n.startswith('torch._dynamo')])"
+    assert found == subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True).stdout
