@@ -154,9 +154,10 @@ def network_metadata(config: NetworkConfig) -> dict[str, str]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its beginning, a length and JSON; files in the cache of a hub may have no ending."""
+    """By its name, as torch.load would take it too, or its beginning, a length and JSON: files in the cache of a hub may
+    have no ending."""
     with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -172,7 +173,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     mapped = zipfile.is_zipfile(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+    except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
+        raise ValueError("damaged, or no file of tensors alone") from None
+    except (RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"damaged, or no file of tensors alone ({reason})") from None
     if isinstance(loaded, dict) and "pipeline" in loaded:
