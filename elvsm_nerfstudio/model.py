@@ -183,12 +183,16 @@ class EfficientLVSMModel(Model):
 
     def to(self, *args, **kwargs) -> EfficientLVSMModel:
         super().to(*args, **kwargs)
-        self.network.autocast_dtype = autocast_dtype(self.config.precision, self.device)
-        compiled = self.device.type == "cuda" if self.config.compile is None else self.config.compile
-        self.network.compiler = Compiler(required=self.config.compile is True) if compiled else None
+        self._prepare(self.network)
         if self.perceptual_loss is not None:
             self.perceptual_loss.to(self.device, self.network.autocast_dtype or torch.float32)
         return self
+
+    def _prepare(self, network: SceneNetwork) -> None:
+        """Precision and compiling of a network, as the config says for the device."""
+        network.autocast_dtype = autocast_dtype(self.config.precision, self.device)
+        compiled = self.device.type == "cuda" if self.config.compile is None else self.config.compile
+        network.compiler = Compiler(required=self.config.compile is True) if compiled else None
 
     @property
     def rendering_network(self) -> SceneNetwork:
@@ -236,7 +240,7 @@ class EfficientLVSMModel(Model):
                 "and at least one view has to stay"
             )
         views = context.views.select(kept)
-        self._context = Context(views if add is None else _joined(views, add), (*kept_ids, *ids), context.frame)
+        self._context = Context(views if add is None else joined(views, add), (*kept_ids, *ids), context.frame)
 
     @property
     def context_ids(self) -> tuple[int, ...]:
@@ -251,6 +255,27 @@ class EfficientLVSMModel(Model):
         """Computes in another precision from now on; the context is then encoded again."""
         self.network.autocast_dtype = autocast_dtype(precision, self.device)
         self.rendering_network.autocast_dtype = self.network.autocast_dtype
+
+    def use_network(self, network: SceneNetwork) -> None:
+        """Renders with another network from now on; the context is then encoded again. Not for training."""
+        self._prepare(network.to(self.device))
+        self.network, self.config.network, self._memory = network, network.config, None
+
+    def use_memory(self, memory: SceneMemory, views: Views) -> None:
+        """Takes an encoded scene as the context, without encoding it again.
+
+        Args:
+            memory: of one scene, made by the network as it is.
+            views: that were encoded, in the order of the memory's ids.
+
+        Raises:
+            ValueError: where the memory was made of other cameras.
+        """
+        found, expected = memory.camera_to_world, views.camera_to_world.to(memory.camera_to_world)
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-4):
+            raise ValueError("it was made of other cameras than those of this scene's views")
+        self._context, self._memory = Context(views, memory.ids, memory.frame), (memory, memory)
+        self._focal_per_height = float(views.intrinsics[..., 1].mean())
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -433,7 +458,7 @@ def canonical_frame(views: ViewSet, cameras: Literal["context", "context+target"
     return CanonicalFrame.estimate(torch.cat(poses, dim=1))
 
 
-def _joined(views: Views, more: Views) -> Views:
+def joined(views: Views, more: Views) -> Views:
     pairs = ((getattr(v, f) for v in (views, more)) for f in ("camera_to_world", "directions", "intrinsics", "rgb"))
     return Views(*(torch.cat([mine, theirs.to(mine.device)], dim=1) for mine, theirs in pairs))
 

@@ -26,9 +26,12 @@ from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_json
 from elvsm_nerfstudio.evaluation.results import plot_against_views
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
+from elvsm_nerfstudio.nn.named_weights import trained_image_size
 from elvsm_nerfstudio.nn.published_weights import check_state
+from elvsm_nerfstudio.nn.weights import load_network
 from elvsm_nerfstudio.programs import running_program, subcommand
 from elvsm_nerfstudio.training.repa import PROJECTORS
+from elvsm_nerfstudio.training.run_config import image_size_of_checkpoint, network_of_checkpoint
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.panel import FOLDER, ContextControls
 
@@ -103,25 +106,48 @@ class EfficientLVSMPipeline(VanillaPipeline):
             self.datamanager.config.scene = self.datamanager.shown.name
         shown = self.datamanager.shown.name
         scenes = list(dict.fromkeys([shown, *(entry.name for entry in self.datamanager.eval_entries)]))
-        controls = ContextControls(self.model, self._show(shown), scenes, shown, self._show)
+        controls = ContextControls(self.model, self._show(shown), scenes, shown, self._show, self._use_weights)
         # Found there by the viewer; without one they do nothing.
         self.add_module(FOLDER, controls.elements)
 
-    def _show(self, scene: str) -> ContextPool:
+    def _show(self, scene: str, image_size: Optional[tuple[int, int]] = None) -> ContextPool:
         """Shows a scene: gives the model its context, and tells what else may be context.
+
+        Args:
+            image_size: (height, width) of the images from now on; as before if absent.
 
         Raises:
             DataError: where it cannot be read; the one before is still shown.
         """
-        before = self.datamanager.shown.name
+        before = self.datamanager.shown.name, self.datamanager.config.image_size
         # Without targets in the canonical frame there is no need to decode them all.
         max_targets = None if self.config.model.canonical_frame == "context+target" else 1
         try:
-            self.datamanager.show(scene)
+            self.datamanager.show(scene, image_size)
             pool = ContextPool.of_shown_scene(self.datamanager)
             self.model.set_context(self.datamanager.shown_scene(max_targets).views, pool.context)
         except DataError:
-            self.datamanager.show(before)
+            self.datamanager.show(*before)
+            raise
+        return pool
+
+    def _use_weights(self, weights: str) -> ContextPool:
+        """Renders the scene with other weights, of any network, at the image size that they were trained with; where
+        neither a name nor a run tells it, as before.
+
+        Raises:
+            ValueError, OSError, MemoryError, RuntimeError: where they cannot be used; the ones before still are.
+        """
+        network = load_network(weights, network_of_checkpoint(weights))
+        before, shown = (self.model.network, self.datamanager.config.image_size), self.datamanager.shown.name
+        pool = self._show(shown, trained_image_size(weights) or image_size_of_checkpoint(weights))
+        try:
+            self.model.use_network(network)
+            self.model.memory()
+            self.model.warm_up()
+        except Exception:
+            self.model.use_network(before[0])
+            self._show(shown, before[1])
             raise
         return pool
 

@@ -20,7 +20,7 @@ from nerfstudio.plugins.types import MethodSpecification
 from elvsm_nerfstudio import __version__, method_configs
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.files import whole
-from elvsm_nerfstudio.nn.named_weights import PUBLISHED, short_name
+from elvsm_nerfstudio.nn.named_weights import PUBLISHED, short_name, trained_image_size
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints, step_of, write_checkpoint
@@ -247,6 +247,7 @@ def config_for_weights(weights: Path | str, method: Optional[str]) -> TrainerCon
     except ValueError as error:
         raise ValueError(f"--weights {error}") from None
     network, methods, published = read.config, network_methods(), PUBLISHED.get(weights)
+    image_size = trained_image_size(weights)
     if not read.complete:
         if method is None:
             raise ValueError(
@@ -264,8 +265,8 @@ def config_for_weights(weights: Path | str, method: Optional[str]) -> TrainerCon
             )
         method = fitting[0]
     config = with_network(_find(methods, method, "--method"), network, f"--weights {weights}")
-    if published is not None:
-        config.pipeline.datamanager.image_size = (published.image_size, published.image_size)
+    if image_size is not None:
+        config.pipeline.datamanager.image_size = image_size
     return config
 
 

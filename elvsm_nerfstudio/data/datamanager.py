@@ -311,13 +311,18 @@ class ViewSetDataManager(VanillaDataManager):
         self.train_dataset = ViewDataset(scene, choice.context, self.config.images)
         self.eval_dataset = ViewDataset(scene, choice.target, self.config.images)
 
-    def show(self, scene: str) -> None:
+    def show(self, scene: str, image_size: Optional[tuple[int, int]] = None) -> None:
         """Shows another scene.
+
+        Args:
+            image_size: to which images are resized and cropped from now on; as before if absent.
 
         Raises:
             DataError: where there is none of that name, or it cannot be read.
         """
-        if scene != self.shown.name:
+        size = image_size or self.config.image_size
+        if (scene, size) != (self.shown.name, self.config.image_size):
+            self.config.image_size = size
             self._show(self._entry(scene))
             self.setup_eval()
 

@@ -22,6 +22,7 @@ PRETRAINED = "pretrained"
 """What stands for them wherever a file of weights is asked for. A file of that name is given by its absolute path."""
 PRETRAINED_METHOD = "efficient-lvsm-plus-tiny"
 PRETRAINED_FILE = f"{PRETRAINED_METHOD}.safetensors"
+PRETRAINED_IMAGE_SIZE = 64
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "assets", _PACKAGE.parent / "assets")
 """Where they lie: in an installed package, and in a checkout (pyproject.toml maps one to the other)."""
@@ -133,6 +134,13 @@ def short_name(weights: Path | str) -> str:
     """A name for what is made of some weights: theirs, or their file's without its ending."""
     text = str(weights)
     return text if text in PUBLISHED else Path(_hub_file(text).file if text.startswith("hf:/") else text).stem
+
+
+def trained_image_size(weights: Path | str) -> Optional[tuple[int, int]]:
+    """(height, width) of the images that weights with a name were trained with; None for others, which do not say."""
+    known = PUBLISHED.get(str(weights))
+    size = PRETRAINED_IMAGE_SIZE if str(weights) == PRETRAINED else known and known.image_size
+    return size and (size, size)
 
 
 def push(repository: str, files: Sequence[Path], card: str, private: bool = False) -> str:

@@ -154,8 +154,7 @@ def network_metadata(config: NetworkConfig) -> dict[str, str]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its name, as torch.load would take it too, or its beginning, a length and JSON: files in the cache of a hub may
-    have no ending."""
+    """By its name, as torch.load does, or by its beginning, a length and JSON: files of a hub may have no ending."""
     with open(path, "rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 

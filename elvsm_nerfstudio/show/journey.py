@@ -32,7 +32,7 @@ from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.evaluation.timing import timed
 from elvsm_nerfstudio.model import EfficientLVSMModel
-from elvsm_nerfstudio.nn.named_weights import PUBLISHED
+from elvsm_nerfstudio.nn.named_weights import PUBLISHED, trained_image_size
 from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.photos import check_source, find_photos, is_video
 from elvsm_nerfstudio.poses.video import video_size
@@ -255,7 +255,7 @@ def _method_of(weights: Path | str) -> TrainerConfig:
     if published is None:
         return config_for_weights(weights, None)
     method = deepcopy(network_methods()[published.method])
-    method.pipeline.datamanager.image_size = (published.image_size, published.image_size)
+    method.pipeline.datamanager.image_size = trained_image_size(weights)
     return method
 
 

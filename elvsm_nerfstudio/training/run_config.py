@@ -49,8 +49,23 @@ def network_of_run(path: Path) -> Optional[NetworkConfig]:
 
 def network_of_checkpoint(path: Path | str) -> Optional[NetworkConfig]:
     """The network of the run in whose folder a checkpoint lies; None for other files."""
-    path = Path(path)
-    return network_of_run(path.parent.parent / "config.yml") if path.suffix == ".ckpt" else None
+    run = _run_of(path)
+    return None if run is None else network_of_run(run)
+
+
+def image_size_of_checkpoint(path: Path | str) -> Optional[tuple[int, int]]:
+    """(height, width) of the images of the run in whose folder a checkpoint lies; None for other files.
+
+    Raises:
+        ValueError: as ``read_run_config``.
+    """
+    run = _run_of(path)
+    return None if run is None or not run.is_file() else _read(run, ("pipeline", "datamanager", "image_size"))
+
+
+def _run_of(checkpoint: Path | str) -> Optional[Path]:
+    path = Path(checkpoint)
+    return path.parent.parent / "config.yml" if path.suffix == ".ckpt" else None
 
 
 class _Loader(yaml.SafeLoader):

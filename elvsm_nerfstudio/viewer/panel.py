@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
+from pathlib import Path
 from threading import Thread, current_thread
 from typing import Literal, NamedTuple, Optional
 from weakref import WeakKeyDictionary
@@ -21,6 +23,7 @@ from nerfstudio.viewer.viewer_elements import (
     ViewerDropdown,
     ViewerElement,
     ViewerSlider,
+    ViewerText,
 )
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor, nn
@@ -29,10 +32,10 @@ from viser import ViserServer
 from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.geometry import nearest_views
-from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs, enlarge
+from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs, enlarge, joined
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
-from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.nn.memory import SceneMemory, load_memory
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.frustums import Frustums, view_colour
 
@@ -42,6 +45,8 @@ MAX_BOXES = 12
 """A scene with more candidates has a list of them instead of a box for each."""
 ADDING_SECONDS = 0.5
 """A frame waits no longer for views to be added; what is left is added by the next ones."""
+LARGEST_SIZE = 1024
+"""Pixels in height up to which frames may be computed, unless the context images are larger."""
 ATTENTION = {"attention_view": 3, "attention_evenness": 1}
 """Outputs beside rgb, computed only where somebody looks at them, and their channels."""
 
@@ -111,18 +116,19 @@ class ContextControls:
         scenes: Sequence[str] = (),
         shown: str = "",
         show: Optional[Callable[[str], ContextPool]] = None,
+        use_weights: Optional[Callable[[str], ContextPool]] = None,
     ):
         """The controls of one or several scenes.
 
         Args:
             scenes: that can be shown; ``shown`` is.
             show: shows another one and gives the model its context.
+            use_weights: gives the model other weights, and the context of the same scene for them.
         """
         self._model, self._pool = model, pool
-        self._shown, self._show = shown, show
+        self._shown, self._show, self._use_weights = shown, show, use_weights
+        self._wish: Optional[Callable[[], None]] = None
         self._position = {frame: position for position, frame in enumerate(pool.frames)}
-        # The other networks have no attention of targets to context views apart from the rest.
-        self._attention = ATTENTION if isinstance(model.network, EfficientLVSM) else {}
         self._plan = Plan("manual", pool.context)
         self._unusable: dict[int, str] = {}
         self._viewer: Optional[Viewer] = None
@@ -132,7 +138,7 @@ class ContextControls:
         # Every browser has a render thread of its own.
         self._last: WeakKeyDictionary[Thread, RenderOutputs] = WeakKeyDictionary()
         self._asked: WeakKeyDictionary[Thread, tuple[Plan, tuple[int, ...]]] = WeakKeyDictionary()
-        self._error = self._refused = ""
+        self._error = self._news = ""
         self._make_elements(scenes)
 
     def _make_elements(self, scenes: Sequence[str]) -> None:
@@ -162,27 +168,33 @@ class ContextControls:
         add = ViewerButton("Add view", lambda _: self._use(self._listed_frame(), True))
         drop = ViewerButton("Drop view", lambda _: self._use(self._listed_frame(), False))
         self._one_by_one = list(self._boxes.values()) if few else [self._listed, add, drop]
-        made_for, patch = int(pool.cameras.height[0]), self._model.config.network.patch_size
-        largest, asked = max(1024, made_for), self._model.config.render_size
-        at_first = {"trained": made_for, "native": largest}.get(asked, asked)
+        patch, at_first = self._model.config.network.patch_size, self._render_size()
         self._size = ViewerSlider(
-            "Render size", at_first, patch, max(largest, at_first), patch,
+            "Render size", at_first, patch, max(LARGEST_SIZE, at_first), patch,
             hint="Frames are computed as finely as context images of so many pixels in height, no finer, and enlarged "
-            f"from that. The network was made for {made_for}: a patch then covers the angle that it knows",
+            "from that. At the height of the context images a patch covers the angle that the network knows",
         )  # fmt: skip
         self._precision = ViewerDropdown(
             "Precision", "fp32" if self._model.network.autocast_dtype is None else "bf16", ["bf16", "fp32"],
             hint="Of the transformer. Not while training, which has it in common",
         )  # fmt: skip
+        self._weights = ViewerText(
+            "Weights", "", hint="A name of `elvsm weights`, hf://OWNER/REPO/FILE or a file. Not while training"
+        )
+        self._load = ViewerButton("Load weights", lambda _: self._ask(self._change_weights, self._weights))
+        file = ViewerText("Memory", "", hint="A .safetensors file with the views in use as the network remembers them")
+        save = ViewerButton("Save memory", lambda _: self._ask(self._save_memory, file))
+        load = ViewerButton("Load memory", lambda _: self._ask(self._load_memory, file))
         self._status = ViewerMarkdown()
         self.elements = Elements(
             [*filter(None, [self._scene]), self._choice, self._count, *self._one_by_one, self._size, self._precision,
-             self._status, OnStart(self._start)]
+             self._weights, self._load, file, save, load, self._status, OnStart(self._start)]
         )  # fmt: skip
 
     def _start(self, viewer: Viewer) -> None:
         self._viewer, self._frustums = viewer, Frustums(viewer, self._pool)
-        self._precision.set_disabled(viewer.trainer is not None)
+        for element in (self._precision, self._weights, self._load):
+            element.set_disabled(viewer.trainer is not None)
         self._model.warm_up()
         self._model.render_for_viewer = self.render
 
@@ -226,6 +238,15 @@ class ContextControls:
         number = min(self._count.value, len(self._pool.frames))
         return tuple(self._pool.frames[i] for i in farthest_point_views(self._pool.poses, number))
 
+    def _ask(self, action: Callable[[str], None], text: ViewerText) -> None:
+        if text.value.strip():
+            self._wish = partial(action, text.value.strip())
+
+    def _render_size(self) -> int:
+        """How finely frames are computed unless somebody moves the slider."""
+        made_for, asked = int(self._pool.cameras.height[0]), self._model.config.render_size
+        return {"trained": made_for, "native": max(LARGEST_SIZE, made_for)}.get(asked, asked)
+
     def _listed_frame(self) -> int:
         return self._pool.frames[self._pool.names.index(self._listed.value)]
 
@@ -233,18 +254,58 @@ class ContextControls:
         """Shows the scene that is asked for; where it cannot be, the one before stays and the reason is told."""
         asked = self._scene.value
         try:
-            self._pool = self._show(asked)
+            self._take(self._show(asked))
         except ValueError as error:
-            self._refused, self._scene.value = f"Scene {asked} cannot be shown: {error}", self._shown
+            self._news, self._scene.value = f"Scene {asked} cannot be shown: {error}", self._shown
             return
-        self._shown, self._refused = asked, ""
-        self._position = {frame: position for position, frame in enumerate(self._pool.frames)}
+        self._shown = asked
+        self._listed.set_options(list(self._pool.names))
+        self._follow(Plan("manual", self._pool.context))
+
+    def _change_weights(self, asked: str) -> None:
+        """Renders with other weights, from the same views; where they cannot be used, those before stay and the reason
+        is told."""
+        self._status.show(f"**Loading weights {plain(asked)}**")
+        try:
+            self._take(self._use_weights(asked))
+        except Exception as error:  # whatever a file or a device has against them
+            self._news = f"Weights {asked} cannot be used: {error}"
+            return
+        self._size.value = self._render_size()
+
+    def _save_memory(self, file: str) -> None:
+        path = Path(file)
+        try:
+            if path.suffix != ".safetensors" or path.exists():
+                raise ValueError(f"{path} exists already" if path.exists() else f"{path} does not end in .safetensors")
+            memory = self._model.memory()
+            memory.save(path)
+        except (ValueError, OSError) as error:
+            self._news = f"The memory cannot be saved: {error}"
+            return
+        self._news = f"Memory of {memory.num_views} views saved as {path}"
+
+    def _load_memory(self, file: str) -> None:
+        """Renders from a memory of views of this scene; where that is not possible, the reason is told."""
+        try:
+            memory = load_memory(file, self._model.rendering_network)
+            absent = [id for id in memory.ids if id not in self._position]
+            if absent or memory.num_scenes != 1 or not memory.ids:
+                raise ValueError(f"it is of other frames ({', '.join(map(str, absent)) or 'none'}) than this scene has")
+            self._model.use_memory(memory, reduce(joined, map(self._pool.read, memory.ids)))
+        except (ValueError, OSError, MemoryError) as error:
+            self._news = f"The memory {file} cannot be used: {error}"
+            return
+        self._news = f"Memory of {memory.num_views} views read from {file}"
+        self._follow(Plan("manual", memory.ids))
+
+    def _take(self, pool: ContextPool) -> None:
+        self._pool, self._news = pool, ""
+        self._position = {frame: position for position, frame in enumerate(pool.frames)}
         self._unusable, self._memory = {}, None
         self._last.clear()
         self._frustums.clear()
-        self._frustums = Frustums(self._viewer, self._pool)
-        self._listed.set_options(list(self._pool.names))
-        self._follow(Plan("manual", self._pool.context))
+        self._frustums = Frustums(self._viewer, pool)
 
     # Rendering
 
@@ -274,6 +335,10 @@ class ContextControls:
         if self._scene is not None and self._scene.value != self._shown:
             with _uninterrupted():
                 self._change_scene()
+        wish, self._wish = self._wish, None
+        if wish is not None:
+            with _uninterrupted():
+                wish()
         start = self._now()
         wanted = self._wanted(camera)
         unfinished = self._update_context(wanted)
@@ -351,6 +416,11 @@ class ContextControls:
         blanks = {name: blank.expand(-1, -1, channels) for name, channels in self._attention.items()}
         return RenderOutputs({"rgb": outputs["rgb"], **blanks, **outputs})
 
+    @property
+    def _attention(self) -> dict[str, int]:
+        # The other networks have no attention of targets to context views apart from the rest.
+        return ATTENTION if isinstance(self._model.network, EfficientLVSM) else {}
+
     def _watched(self) -> set[str]:
         """The outputs of attention that somebody looks at."""
         panel = self._viewer.control_panel
@@ -367,8 +437,8 @@ class ContextControls:
         names = [plain(self._pool.names[self._position[id]]) for id in sorted(memory.ids)]
         shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
         lines = [f"**{len(names)} of {len(self._pool.frames)} views in use:** {shown}"]
-        if self._refused:
-            lines.append(plain(self._refused))
+        if self._news:
+            lines.append(plain(self._news))
         if unfinished:
             lines.append(f"**{unfinished} more to be added**")
         lines += [f"View {frame} left out: {plain(reason)}" for frame, reason in self._unusable.items()]

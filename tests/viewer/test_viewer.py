@@ -4,12 +4,15 @@ import html
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from conftest import make_views, tiny_pipeline, write_collection
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.configs.base_config import ViewerConfig
@@ -20,8 +23,12 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetT
 
 from elvsm_nerfstudio import model as model_module
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
 from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
+from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnly, LVSMDecoderOnlyConfig
+from elvsm_nerfstudio.nn.memory import load_memory
+from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_network, save_weights
 from elvsm_nerfstudio.viewer import panel as viewer_module
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.frustums import UNUSED, USED
@@ -71,7 +78,7 @@ def test_edited_context_is_that_context_in_the_first_frame(pipeline, monkeypatch
     edited = render(pipeline)
     views = pool.read(first[1])
     for id in new:
-        views = model_module._joined(views, pool.read(id))
+        views = model_module.joined(views, pool.read(id))
     expected = model.network.encode(views, frame)
     assert torch.allclose(edited, model.render(expected, camera_of(pipeline))["rgb"], atol=1e-6)
     assert set(model.context_images()) == set(model.context_ids)
@@ -309,7 +316,8 @@ def test_many_candidates_are_a_list(collection, tmp_path, monkeypatch):
     session = Session(tiny_pipeline(collection), tmp_path, default_composite_depth=False)
     try:
         assert list(session.elements) == [
-            "Scene", "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", ""
+            "Scene", "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", "Weights",
+            "Load weights", "Memory", "Save memory", "Load memory", "",
         ]  # fmt: skip
         first = session.model.context_ids
         session.set("View", "007")
@@ -455,6 +463,144 @@ def test_another_scene_of_a_collection_is_shown(collection, tmp_path, monkeypatc
         assert viewer_module.plain("Scene scene_5 cannot be shown: {gone}") in session.status.gui_handle.content
     finally:
         session.viewer.viser_server.stop()
+
+
+@pytest.fixture
+def others(tmp_path) -> dict[str, Path]:
+    """Files of weights: of another network, and of a run that has images of another size."""
+    torch.manual_seed(5)
+    lvsm = LVSMDecoderOnlyConfig(width=32, num_layers=2, head_dim=16, init_std=0.1)
+    save_weights(tmp_path / "lvsm.safetensors", lvsm.build().state_dict(), lvsm)
+    larger = EfficientLVSMConfig(width=48, num_layers=2, head_dim=16, init_std=0.1)
+    run = tmp_path / "run"
+    (run / "nerfstudio_models").mkdir(parents=True)
+    checkpoint = {"pipeline": {f"{RUN_PREFIX}{name}": x for name, x in larger.build().state_dict().items()}}
+    torch.save(checkpoint, run / "nerfstudio_models/step-000000001.ckpt")
+    config = deepcopy(efficient_lvsm_tiny.config)
+    config.pipeline.model.network, config.pipeline.datamanager.image_size = larger, (24, 32)
+    (run / "config.yml").write_text(yaml.dump(config))
+    return {"lvsm": tmp_path / "lvsm.safetensors", "run": run / "nerfstudio_models/step-000000001.ckpt"}
+
+
+def load(session, weights) -> str:
+    """Loads weights as a browser would, and returns what the panel says after the next frame."""
+    session.set("Weights", str(weights))
+    session.set("Load weights")
+    session.render()
+    return html.unescape(session.status.gui_handle.content)
+
+
+def test_other_weights_render_the_views_in_use(session, others, scene):
+    before = session.render()
+    first = session.model.context_ids
+    new = next(frame for frame in session.pool.frames if frame not in first)
+    session.set(f"View {new:03d}", True)
+    session.render()
+    load(session, others["run"])
+    shown = session.render()
+    assert session.model.context_ids == (*first, new) and session.elements["Render size"].value == 24
+    assert session.pipeline.datamanager.config.image_size == (24, 32)
+    assert len(session.viewer.camera_handles) == len(session.pool.frames)
+
+    alone = tiny_pipeline(scene, image_size=(24, 32))
+    network = load_network(others["run"], session.model.config.network)
+    alone.model.use_network(network)
+    alone.model.edit_context(pool_of(alone).read(new), [new])
+    camera = camera_of(session.pipeline)
+    session.model.render_for_viewer = None
+    ours, expected = (model.get_outputs_for_camera(camera)["rgb"] for model in (session.model, alone.model))
+    assert torch.allclose(ours, expected, atol=1e-5) and shown["rgb"].shape == before["rgb"].shape
+
+
+def test_weights_of_a_network_without_attention_maps(session, others):
+    assert "attention_view" in session.render()
+    load(session, others["lvsm"])
+    rendered = session.render()
+    assert list(rendered) == ["rgb"] and rendered["rgb"].std() > 1e-3
+    assert isinstance(session.model.network, LVSMDecoderOnly)
+    assert session.pipeline.datamanager.config.image_size == (16, 16), "the file does not say, so it stays"
+    load(session, "pretrained")
+    assert list(session.render())[1:] == ["attention_view", "attention_evenness"]
+    assert session.pipeline.datamanager.config.image_size == (64, 64)
+
+
+def test_weights_that_cannot_be_used_leave_those_before(session, others, tmp_path, monkeypatch):
+    before, network = session.render()["rgb"], session.model.network
+    (tmp_path / "no.safetensors").write_bytes(b"none")
+    for weights, reason in {
+        "efficient-lvsm-257": "did you mean efficient-lvsm-256",
+        tmp_path / "gone.pt": "gone.pt does not exist; expected a file of weights",
+        tmp_path / "no.safetensors": "no.safetensors: damaged",
+    }.items():
+        said = load(session, weights)
+        assert f"Weights {weights} cannot be used:" in said and reason in said
+        assert session.elements["Weights"].value == str(weights)
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("no room for this")
+
+    with monkeypatch.context() as small:
+        small.setattr(LVSMDecoderOnly, "_encode", fail)
+        assert "cannot be used: no room for this" in load(session, others["lvsm"])
+    assert session.model.network is network and torch.equal(session.render()["rgb"], before)
+    assert session.pipeline.datamanager.config.image_size == (16, 16)
+    load(session, others["lvsm"])
+    assert "cannot be used" not in session.status.gui_handle.content
+
+
+def test_weights_are_not_exchanged_while_training(pipeline, tmp_path):
+    session = Session(pipeline, tmp_path, default_composite_depth=False)
+    try:
+        assert not session.elements["Load weights"].gui_handle.disabled
+        controls = session.model.render_for_viewer.__self__
+        session.viewer.trainer = object()
+        controls._start(session.viewer)
+        assert session.elements["Load weights"].gui_handle.disabled and session.elements["Weights"].gui_handle.disabled
+    finally:
+        session.viewer.viser_server.stop()
+
+
+def with_memory(session, action: str, file) -> str:
+    session.set("Memory", str(file))
+    session.set(action)
+    session.render()
+    return html.unescape(session.status.gui_handle.content)
+
+
+def test_a_memory_is_saved_and_loaded_without_encoding(session, tmp_path, monkeypatch):
+    file, first = tmp_path / "scene.safetensors", session.model.context_ids
+    new = [frame for frame in session.pool.frames if frame not in first][:2]
+    for frame in new:
+        session.set(f"View {frame:03d}", True)
+    before = session.render()["rgb"]
+    assert f"Memory of 4 views saved as {file}" in with_memory(session, "Save memory", file)
+    assert load_memory(file, session.model.network).ids == (*first, *new)
+    for frame in new:
+        session.set(f"View {frame:03d}", False)
+    session.render()
+    session.model._memory = (session.model.memory(),) * 2  # as if the views had never been encoded
+    encoded = count_encoded_views(session.pipeline, monkeypatch)
+    assert "Memory of 4 views read" in with_memory(session, "Load memory", file)
+    assert session.model.context_ids == (*first, *new) and encoded == []
+    assert torch.allclose(session.render()["rgb"], before, atol=1e-6)
+    assert session.elements[f"View {new[0]:03d}"].value
+
+
+def test_memories_that_cannot_be_saved_or_used(session, others, tmp_path):
+    before, file = session.render()["rgb"], tmp_path / "scene.safetensors"
+    written = others["lvsm"].read_bytes()
+    assert "lvsm.safetensors exists already" in with_memory(session, "Save memory", others["lvsm"])
+    assert others["lvsm"].read_bytes() == written
+    assert "scene.txt does not end in .safetensors" in with_memory(session, "Save memory", tmp_path / "scene.txt")
+    assert "cannot be used: " in with_memory(session, "Load memory", tmp_path / "gone.safetensors")
+    assert "cannot be used: " in with_memory(session, "Load memory", others["lvsm"])
+    network, views = session.model.network, session.model._context.views
+    network.encode(views, ids=[7, 99]).save(file)
+    assert "it is of other frames (99) than this scene has" in with_memory(session, "Load memory", file)
+    moved = replace(views, camera_to_world=views.camera_to_world + 1)
+    network.encode(moved, ids=session.model.context_ids).save(file)
+    assert "made of other cameras" in with_memory(session, "Load memory", file)
+    assert torch.equal(session.render()["rgb"], before)
 
 
 def broken(error: Exception):
