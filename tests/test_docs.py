@@ -1,5 +1,6 @@
 """What README and docs point at is there: files, headings, verbs of the command, programs of the clone."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,3 +50,27 @@ def test_every_verb_is_told_of_in_the_readme_or_the_docs():
     text = "".join(page.read_text() for page in PAGES if page.name != "CHANGELOG.md")
     missing = [verb for verb in cli.VERBS if f"elvsm {verb}" not in text]
     assert not missing
+
+
+def commands() -> list[tuple[str, str]]:
+    """Calls of `elvsm` on pages and in texts of the package, and where they are."""
+    texts = [(page.name, BEFORE.sub("", page.read_text())) for page in PAGES]
+    for file in sorted((ROOT / "elvsm_nerfstudio").rglob("*.py")):
+        strings = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
+        texts += [(file.name, text) for text in strings if isinstance(text, str)]
+    call = re.compile(r"(?:^|[`\s])elvsm ([a-z]+)( (?:(?!elvsm )[^`|#\n]|\\\n)* --(?:(?!elvsm )[^`|#\n]|\\\n)*)")
+    return [(f"{place}: elvsm {verb}{rest}", verb, rest) for place, text in texts for verb, rest in call.findall(text)]
+
+
+def test_options_of_commands_that_are_named_exist(capsys):
+    known: dict[str, set[str]] = {}
+    for place, verb, rest in commands():
+        rest = re.split(r" (?:colmap|nerfstudio-data)\b|; ", rest)[0]  # a dataparser's, or another sentence
+        name = " ".join([verb, *rest.split()[:1]]) if verb in ("data", "fetch") else verb
+        if name not in known:
+            with pytest.raises(SystemExit):
+                cli.main([*name.split(), "--help"])
+            known[name] = set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
+        unknown = set(re.findall(r"--[a-z][a-z0-9-]*", rest)) - known[name]
+        assert not unknown, place
+    assert len(known) > 8

@@ -33,7 +33,8 @@ WHAT_HELPS = """What helps:
   shows no depth); 20 to 80 are usual. A slow video around the scene is the simplest: elvsm poses VIDEO.mp4
 - sharp photos in even light, at one zoom, of things that do not move; surfaces with texture rather than bare walls,
   glass or mirrors (a newspaper under the object helps)
-- cameras of another program that needs fewer photos, in COLMAP's format: elvsm run --data DIR --dataparser colmap"""
+- cameras of another program that needs fewer photos, in COLMAP's format: elvsm show DIR, with its model in DIR/sparse
+  and the photos in DIR/images"""
 
 
 @dataclass(frozen=True)

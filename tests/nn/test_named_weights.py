@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import run_cli, tiny_pipeline
+from conftest import need_shared, run_cli, tiny_pipeline
 from PIL import Image
 from safetensors import safe_open
 
 from elvsm_nerfstudio import cli, method_configs
+from elvsm_nerfstudio.data.names import natural_order
 from elvsm_nerfstudio.nn import named_weights
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
@@ -60,6 +61,13 @@ def test_training_starts_from_them_and_another_method_says_what_does_not_fit(col
     other.checkpoint = NAME
     with pytest.raises(ValueError, match="--pipeline.model.checkpoint pretrained: found weights of .*prope.*expected"):
         other.setup(scene_box=None, num_train_data=1)
+
+
+def test_their_image_size_is_that_of_their_method():
+    data = method_configs.efficient_lvsm_plus_tiny.config.pipeline.datamanager
+    assert named_weights.trained_image_size("pretrained") == data.image_size
+    assert named_weights.trained_image_size("lvsm-decoder-only-512") == (512, 512)
+    assert named_weights.trained_image_size("mine.safetensors") is None
 
 
 def test_without_them_the_message_says_where_they_were_looked_for(tmp_path, monkeypatch):
@@ -311,12 +319,14 @@ def test_the_list_says_what_is_here(hub, capsys, tmp_path):
     assert f"MB, {path}" in listed[NAMED] and str(tmp_path) in str(path)
 
 
-def test_from_a_name_to_a_picture(hub, tmp_path, scene):
+@pytest.mark.parametrize("data", ["spheres", "mary_rose"])
+def test_from_a_name_to_a_picture(hub, tmp_path, scene, data):
     """`elvsm run`, then ns-render: the picture is that of the network made by hand."""
+    scene = scene if data == scene.name else need_shared(f"data/{data}")
     made = run_cli("elvsm", "run", "--weights", NAMED, "--data", str(scene), cwd=tmp_path)
     assert "CC BY-NC-SA 4.0" in made.stderr
     config_path = tmp_path / made.stdout.split()[-1]
-    assert config_path == tmp_path / f"outputs/{NAMED}-spheres/efficient-lvsm/run/config.yml"
+    assert config_path == tmp_path / f"outputs/{NAMED}-{data}/efficient-lvsm/run/config.yml"
     config = read_run_config(config_path)
     assert config.pipeline.datamanager.image_size == (256, 256)
     run_cli("ns-render", "dataset", "--load-config", config_path, "--output-path", "renders", "--image-format", "png",
@@ -328,9 +338,9 @@ def test_from_a_name_to_a_picture(hub, tmp_path, scene):
     with torch.no_grad():
         expected = network(views.context, views.target)[0]
     assert expected.std() > 0.02
-    (picture,) = (tmp_path / "renders/test/rgb").iterdir()  # of the only test frame
-    rendered = torch.from_numpy(np.array(Image.open(picture))) / 255
-    assert len(expected) == 1 and (rendered - expected[0]).abs().max() < 2 / 255
+    pictures = sorted((tmp_path / "renders/test/rgb").iterdir(), key=natural_order)
+    rendered = torch.stack([torch.from_numpy(np.array(Image.open(picture))) / 255 for picture in pictures])
+    assert rendered.shape == expected.shape and (rendered - expected).abs().max() < 2 / 255
 
 
 @pytest.fixture
