@@ -15,6 +15,7 @@ import yaml
 from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.plugins.types import MethodSpecification
 
 from elvsm_nerfstudio import __version__, method_configs
@@ -74,7 +75,13 @@ class RunOptions:
 
 
 def make_run(options: RunOptions) -> Path:
-    """Writes the run and returns its config.yml; the scene that it shows has been opened and encoded by then.
+    """Writes the run and returns its config.yml: see ``make_and_open_run``."""
+    return make_and_open_run(options)[0]
+
+
+def make_and_open_run(options: RunOptions) -> tuple[Path, VanillaPipeline]:
+    """Writes the run and returns its config.yml, and the run as nerfstudio's programs open it; the scene that it shows
+    has been encoded by then.
 
     Raises:
         ValueError: for weights, options and data that cannot be used; nothing is written then.
@@ -96,6 +103,7 @@ def make_run(options: RunOptions) -> Path:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = deepcopy(config.pipeline).setup(device=device, test_mode="inference", world_size=1, local_rank=0)
+    pipeline.eval()
     load_weights(pipeline.model.network, source or options.weights, config.pipeline.model.network)
     with torch.no_grad():
         pipeline.model.memory()  # encodes the scene that is shown
@@ -108,7 +116,7 @@ def make_run(options: RunOptions) -> Path:
         outputs = pipeline.datamanager.train_dataparser_outputs
         outputs.save_dataparser_transform(partial / "dataparser_transforms.json")
         (partial / "config.yml").write_text(yaml.dump(config))
-    return folder / "config.yml"
+    return folder / "config.yml", pipeline
 
 
 def _take(options: RunOptions, config: TrainerConfig) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import mediapy
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -102,6 +101,8 @@ def _middle(centres: Float[Tensor, "view 3"], forward: Float[Tensor, "view 3"]) 
 
 def write_video(path: Path, titles: Sequence[str], folders: Sequence[Path], files: Sequence[str], fps: int) -> None:
     """One panel for each method under its name; the pictures of each are in its folder."""
+    import mediapy  # brings matplotlib
+
     with Image.open(folders[0] / files[0]) as image:
         width, height = image.size
     scale = max(1, round(PANEL / height))

@@ -124,7 +124,7 @@ def make_capture(source: Path, output: Path, options: PoseOptions, stages: Stage
     with stages.stage("Cameras", len(photos)) as stage:
         model = mapping.reconstruct(stage.reach)
 
-    report = _report(model, photos, stages.seconds)
+    report = _report(model, photos, dict(stages.seconds))
     _check_usable(source, report)
     with stages.stage("Capture", 2) as stage:
         write_picture(output / PICTURE, model)

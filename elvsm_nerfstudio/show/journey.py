@@ -20,7 +20,6 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image, ImageOps
 
@@ -36,7 +35,7 @@ from elvsm_nerfstudio.nn.named_weights import PUBLISHED, trained_image_size
 from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
 from elvsm_nerfstudio.poses.photos import check_source, find_photos, is_video
 from elvsm_nerfstudio.poses.video import video_size
-from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_run, network_methods
+from elvsm_nerfstudio.runs import RunOptions, config_for_weights, make_and_open_run, network_methods
 from elvsm_nerfstudio.show.expectations import expectations, has_relative_encoding, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
 from elvsm_nerfstudio.show.picture_sheet import Row, to_image, write_sheet
@@ -125,11 +124,11 @@ def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
             capture = output / "capture"
             poses = make_capture(source, capture, options.poses, stages)
         start = time.perf_counter()
-        with stages.stage("Weights and photos", 2) as stage:
+        with stages.stage("Weights and photos", 1) as stage:
             shutil.rmtree(output / "run", ignore_errors=True)
             write_json(output / REPORT, {})  # from here on output/run is ours
             bounds = method.pipeline.datamanager.context_view_bounds
-            run = make_run(
+            run, pipeline = make_and_open_run(
                 RunOptions(
                     weights=options.weights,
                     data=capture.resolve(),
@@ -140,8 +139,8 @@ def show(options: ShowOptions, say: Callable[[str], None]) -> Shown:
                     name="run",
                 )
             )
-            stage.advance()
-            _, pipeline, _, _ = eval_setup(run, test_mode="inference")
+            if method.pipeline.datamanager.lens_augmentation:  # such weights render on every grid of patches
+                pipeline.model.config.shifted_grids = 4
             stage.advance()
         pictures = _make_pictures(pipeline.model, pipeline.datamanager, options, output, stages)
     report = {
@@ -212,6 +211,7 @@ def _make_pictures(
         "encode_ms": round(encode_ms, 1),
         "render_ms": round(statistics.median(times), 1),
         "frames_per_call": model.frames_per_call(*images.size),
+        "shifted_grids": model.config.shifted_grids,
     }
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import look_at, write_scene
+from conftest import edit_json, look_at, write_scene
 from PIL import Image
 
 from elvsm_nerfstudio.cli import main
@@ -21,6 +22,7 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.show.expectations import expectations, share_cut_off, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
 from elvsm_nerfstudio.show.journey import film_path
+from elvsm_nerfstudio.training.run_config import read_run_config
 from elvsm_nerfstudio.views import Views
 
 RELATIVE = EfficientLVSMConfig(camera_encoding="prope", ray_frame="camera")
@@ -160,13 +162,18 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, m
     capture = write_scene(tmp_path / "chairs", num_frames=12, size=photo)
     output = tmp_path / "shown"
     args = ["show", str(capture), "--output", str(output), "--seconds", "0.5", "--num-context-views", "3"]
+    grids = []
+    render = EfficientLVSMModel._render_on_grid
+    monkeypatch.setattr(EfficientLVSMModel, "_render_on_grid", lambda *a: (grids.append(a[3:]), render(*a))[1])
     main([*args, "--gif"])
     printed = capsys.readouterr().out
+    assert "checkpoint" not in printed, "nothing of how it is done"
     assert "trained on single pieces of furniture" in printed and "never seen" not in printed
     report = json.loads((output / "show.json").read_text())
     assert tuple(report["size"]) == size and len(report["context"]) == 3 and report["poses"] is None
     assert not set(report["context"]) & set(report["photos_not_given"]) and len(report["psnr_not_given"]) == 6
     frames, shape = read_video(output / "video.mp4")
+    assert grids == (frames + 6) * [(0, 0), (0, 4), (4, 0), (4, 4)] and report["shifted_grids"] == 4
     assert frames == 12 and shape == tuple(448 // min(size) * side for side in size)
     config = Path(report["run"])
     assert f"ns-viewer --load-config {config}" in printed and config.is_file()
@@ -184,6 +191,31 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, m
     assert read_video(output / "video.mp4") == (frames, shape)
 
 
+def test_masks_cut_the_background_out(tmp_path, capsys):
+    """As transparency does; masks are white where the scene is."""
+    transparent = write_scene(tmp_path / "transparent", num_frames=5, size=(64, 64))
+    masked = shutil.copytree(transparent, tmp_path / "masked")
+    (masked / "masks").mkdir()
+    for file in (masked / "images").iterdir():
+        pixels = np.asarray(Image.open(file))
+        Image.fromarray(np.where(pixels[..., 3:] > 0, pixels[..., :3], (200, 30, 30)).astype(np.uint8)).save(file)
+        Image.fromarray(pixels[..., 3]).save(masked / "masks" / file.name)
+    edit_json(
+        masked / "transforms.json",
+        lambda meta: [f.update(mask_path=f["file_path"].replace("images", "masks")) for f in meta["frames"]],
+    )
+    rgb = {}
+    for capture in (transparent, masked):
+        output = tmp_path / f"{capture.name}-shown"
+        main(["show", str(capture), "--output", str(output), "--seconds", "0.1"])
+        assert "never seen" not in capsys.readouterr().out
+        pipeline = read_run_config(Path(json.loads((output / "show.json").read_text())["run"])).pipeline
+        data = pipeline.datamanager.setup(device="cpu", test_mode="inference")
+        rgb[capture.name] = data.shown_scene().views.context.rgb
+    assert torch.equal(rgb["masked"], rgb["transparent"])
+    assert 0.3 < (rgb["masked"] == 1).all(dim=-1).float().mean() < 0.95
+
+
 def test_published_networks_get_the_middle_and_that_is_said(tmp_path, capsys):
     config = EfficientLVSMConfig(width=256, num_layers=4, init_std=0.035)
     save_weights(tmp_path / "mine.safetensors", config.build().state_dict(), config)
@@ -193,7 +225,8 @@ def test_published_networks_get_the_middle_and_that_is_said(tmp_path, capsys):
     main(["show", str(capture), "--weights", weights, "--output", str(output), "--seconds", "0.2"])
     said = capsys.readouterr().out.replace("\n", " ")
     assert "64 x 64 pixels" in said and "44% of each photo" in said
-    assert json.loads((output / "show.json").read_text())["size"] == [64, 64]
+    report = json.loads((output / "show.json").read_text())
+    assert report["size"] == [64, 64] and report["shifted_grids"] == 1, "it has seen no other grid of patches"
     assert read_video(output / "video.mp4") == (5, (448, 448))
 
 

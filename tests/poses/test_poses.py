@@ -99,7 +99,11 @@ def made(photos, tmp_path_factory) -> tuple[Path, PoseReport]:
     """The capture of these photos."""
     pytest.importorskip("pycolmap")
     output = tmp_path_factory.mktemp("made") / "capture"
-    return output, find_poses(photos[0], output)
+    stages = Stages(silent=True)
+    report = make_capture(photos[0], output, PoseOptions(), stages)
+    with stages.stage("What comes later", 1):
+        pass
+    return output, report
 
 
 def errors(found: Path, expected: dict[str, np.ndarray]) -> tuple[float, float]:
@@ -126,6 +130,7 @@ def test_cameras_of_rendered_photos_are_found(made, photos):
     assert report.registered == report.photos == 8 and not report.missing
     assert rotation < 0.5 and centre < 0.005
     assert report.reprojection_error < 1
+    assert list(report.seconds) == ["Photos", "Features", "Pairs of photos", "Cameras"]
     [camera] = report.cameras
     assert camera["parameters"][0] == pytest.approx(FOCAL, rel=0.02)
     assert camera["focal_length_from_exif"] and (camera["height"], camera["width"]) == SIZE
