@@ -138,9 +138,9 @@ def short_name(weights: Path | str) -> str:
 
 def trained_image_size(weights: Path | str) -> Optional[tuple[int, int]]:
     """(height, width) of the images that weights with a name were trained with; None for others, which do not say."""
-    known = PUBLISHED.get(str(weights))
-    size = PRETRAINED_IMAGE_SIZE if str(weights) == PRETRAINED else known and known.image_size
-    return size and (size, size)
+    sizes = {PRETRAINED: PRETRAINED_IMAGE_SIZE, **{name: known.image_size for name, known in PUBLISHED.items()}}
+    size = sizes.get(str(weights))
+    return None if size is None else (size, size)
 
 
 def push(repository: str, files: Sequence[Path], card: str, private: bool = False) -> str:

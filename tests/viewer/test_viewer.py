@@ -202,6 +202,9 @@ def test_all_attention_goes_to_a_single_view():
 
 # The viewer
 
+BELOW = ["Render size", "Precision", "Weights", "Load weights", "Memory", "Save memory", "Load memory", ""]
+"""Elements below those that choose views; the last one is the status."""
+
 
 class Session:
     """A viewer without a browser."""
@@ -261,7 +264,7 @@ def test_viewer_renders_in_every_state_at_odd_sizes(pipeline, tmp_path, composit
 
 def test_controls_are_found_in_their_order_and_the_first_picture_is_that_of_other_programs(session, scene):
     boxes = [f"View {name}" for name in session.pool.names]
-    assert list(session.elements) == ["Choice", "Number", *boxes, "Render size", "Precision", ""]
+    assert list(session.elements) == ["Choice", "Number", *boxes, *BELOW]
     session.set("Render size", 1024)
     rgb = session.render()["rgb"]
     camera = camera_of(session.pipeline, 72, 100)
@@ -315,10 +318,7 @@ def test_many_candidates_are_a_list(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(viewer_module, "MAX_BOXES", 4)
     session = Session(tiny_pipeline(collection), tmp_path, default_composite_depth=False)
     try:
-        assert list(session.elements) == [
-            "Scene", "Choice", "Number", "View", "Add view", "Drop view", "Render size", "Precision", "Weights",
-            "Load weights", "Memory", "Save memory", "Load memory", "",
-        ]  # fmt: skip
+        assert list(session.elements) == ["Scene", "Choice", "Number", "View", "Add view", "Drop view", *BELOW]
         first = session.model.context_ids
         session.set("View", "007")
         session.set("Add view")
