@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Optional
 
@@ -30,21 +31,21 @@ class FramesAhead:
     def __init__(self, render: Callable[[SceneMemory, Cameras], Images]):
         self._render = render
         self._memory: Optional[SceneMemory] = None
-        self._frames: dict[tuple[float, ...], Tensor] = {}
+        self._frames: deque[tuple[list[float], Tensor]] = deque()
         self._alone = False
 
     def frame(
         self, memory: SceneMemory, camera: Cameras, upcoming: Float[Tensor, "pose 3 4"]
     ) -> Float[Tensor, "height width 3"]:
         """The frame of a camera [1] on the CPU, of which ``upcoming`` are the poses that will be asked for after it."""
-        (asked,) = _keys(camera)
+        (asked,) = pack_cameras(camera).tolist()
         if memory is not self._memory:
-            self._memory, self._frames, self._alone = memory, {}, False
-        if asked not in self._frames:
+            self._memory, self._frames, self._alone = memory, deque(), False
+        if not self._frames or self._frames[0][0] != asked:
             self._alone = self._alone or bool(self._frames)
             cameras = camera if self._alone or not len(upcoming) else _with_poses(camera, upcoming)
-            self._frames = dict(zip(_keys(cameras), self._render(memory, cameras)))
-        return self._frames.pop(asked)
+            self._frames = deque(zip(pack_cameras(cameras).tolist(), self._render(memory, cameras)))
+        return self._frames.popleft()[1]
 
 
 def upcoming_poses(camera: Cameras, count: int) -> Float[Tensor, "pose 3 4"]:
@@ -62,8 +63,3 @@ def _with_poses(camera: Cameras, poses: Float[Tensor, "pose 3 4"]) -> Cameras:
     numbers = pack_cameras(camera).repeat(1 + len(poses), 1)
     numbers[1:, :12] = poses.flatten(1)
     return unpack_cameras(numbers)
-
-
-def _keys(cameras: Cameras) -> list[tuple[float, ...]]:
-    """Everything that a frame depends on."""
-    return [tuple(numbers) for numbers in pack_cameras(cameras).tolist()]
