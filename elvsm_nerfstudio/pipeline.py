@@ -166,11 +166,6 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
     # Training
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """Tokens of the last training batch, context and targets."""
-        return self.datamanager.pixels_per_batch // self.config.model.network.patch_size**2
-
     def get_train_loss_dict(self, step: int):
         self.model.generator = self.datamanager.generator(step)
         outputs, losses, metrics = super().get_train_loss_dict(step)

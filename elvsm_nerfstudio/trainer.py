@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from elvsm_nerfstudio.evaluation.timing import synchronise
+from elvsm_nerfstudio.evaluation.timing import peak_flops, synchronise
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
@@ -42,6 +43,7 @@ from elvsm_nerfstudio.training.checkpoints import (
     write_checkpoint,
 )
 from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.training.flops import TrainingFlops
 from elvsm_nerfstudio.training.optimizers import WarmupSchedulerConfig
 from elvsm_nerfstudio.training.run_config import network_of_run
 
@@ -140,10 +142,12 @@ class EfficientLVSMTrainer(Trainer):
         self._saver = ThreadPoolExecutor(max_workers=1)
         self._saving: Optional[Future] = None
         self._trained = -1  # the last iteration that is in the weights; nerfstudio's own count differs by version
-        self._seconds, self._waited, self._scenes, self._tokens = 0.0, 0.0, 0, 0
+        self._cost: Counter[str] = Counter()
+        self._flops, self._peak = TrainingFlops(), None
 
     def setup(self, test_mode: Literal["test", "val", "inference"] = "val") -> None:
         super().setup(test_mode)
+        self._peak = peak_flops(self.pipeline.device)
         if comms.is_main_process():
             self._check_room()
 
@@ -229,18 +233,25 @@ class EfficientLVSMTrainer(Trainer):
         if logged:
             synchronise(self.pipeline.device)  # a GPU may still be busy with what it was given in these iterations
         waited, self.pipeline.datamanager.seconds_waited = self.pipeline.datamanager.seconds_waited, 0.0
+        device, cost = self.pipeline.device, self._cost
         if step > self._start_step:
-            self._seconds += time.perf_counter() - start
-            self._waited += waited
-            self._scenes += self.world_size * self.pipeline.datamanager.config.scenes_per_batch
-            self._tokens += self.world_size * self.pipeline.tokens_per_batch
-        if logged and self._seconds:
-            writer.put_scalar("throughput/scenes_per_second", self._scenes / self._seconds, step)
-            writer.put_scalar("throughput/tokens_per_second", self._tokens / self._seconds, step)
-            writer.put_scalar("throughput/data_wait_seconds", self._waited, step)
-            for name, peak in _peak_bytes(self.pipeline.device).items():
+            cost.update(iterations=1, seconds=time.perf_counter() - start, waited=waited)
+            cost.update(scenes=self.world_size * self.pipeline.datamanager.config.scenes_per_batch)
+            network, views = self.pipeline.model.network, self.pipeline.datamanager.views
+            pixels = sum(part.directions[..., 0].numel() for part in (views.context, views.target))
+            cost.update(tokens=self.world_size * pixels // network.config.patch_size**2)
+            if self._peak is not None:
+                cost.update(flops=self._flops.of_step(network, views))
+        if logged and cost:
+            seconds = cost["seconds"]
+            writer.put_scalar("throughput/scenes_per_second", cost["scenes"] / seconds, step)
+            writer.put_scalar("throughput/tokens_per_second", cost["tokens"] / seconds, step)
+            writer.put_scalar("throughput/data_wait_seconds", cost["waited"] / cost["iterations"], step)
+            if self._peak is not None:
+                writer.put_scalar("throughput/share_of_peak", cost["flops"] / seconds / self._peak, step)
+            for name, peak in _peak_bytes(device).items():
                 writer.put_scalar(f"peak_memory_MiB/{name}", peak / 2**20, step)
-            self._seconds, self._waited, self._scenes, self._tokens = 0.0, 0.0, 0, 0
+            cost.clear()
 
     # Checkpoints
 

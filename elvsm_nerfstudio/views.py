@@ -69,6 +69,10 @@ class Views:
         index = indices if isinstance(indices, slice) else list(indices)
         return self._map(lambda x: x[:, index])
 
+    def scenes(self, count: int) -> Views:
+        """The views of the first scenes."""
+        return self._map(lambda x: x[:count])
+
     def split_scenes(self, num_scenes: int) -> Views:
         """The views of a single scene, dealt out in order to several scenes of equally many views."""
         return self._map(lambda x: x[0].unflatten(0, (num_scenes, -1)))

@@ -295,8 +295,8 @@ class ViewSetDataManager(VanillaDataManager):
         self._next_step = -1
         self.seconds_waited = 0.0
         """For training batches, since whoever logs it last set it back."""
-        self.pixels_per_batch = 0
-        """Of the last training batch, context and targets."""
+        self.views: Optional[ViewSet] = None
+        """The last training batch."""
         self._show(self._entry_to_show())
         DataManager.__init__(self)
 
@@ -375,8 +375,7 @@ class ViewSetDataManager(VanillaDataManager):
         sample = next(self._batches)
         self.seconds_waited += time.perf_counter() - start
         self._report(sample.failures)
-        self.pixels_per_batch = sample.rgb.numel() // 3
-        views = sample.view_set(self.device)
+        self.views = views = sample.view_set(self.device)
         return views, {"image": views.target.rgb}
 
     @property

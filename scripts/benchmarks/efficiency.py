@@ -29,8 +29,9 @@ from elvsm_nerfstudio.evaluation.timing import milliseconds, processor
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.goals import goals
-from scripts.benchmarks.meters import GemmReplay, count_flops, on_meta, peak_bytes, recorded_gemms
+from scripts.benchmarks.meters import GemmReplay, on_meta, peak_bytes, recorded_gemms
 from scripts.benchmarks.methods import PATH_FRAMES, Cached, Recomputing, Scene, Upstream
 from scripts.benchmarks.tables import plot, tables
 

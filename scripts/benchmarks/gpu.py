@@ -4,16 +4,19 @@
 
 Needs torch, einops, jaxtyping and safetensors alone: no nerfstudio, no data, no weights (times do not depend on them).
 First comes the paper's table, then encoding, rendering and appending against the official code's algorithm and LVSM, a
-training step, attention, and frames of a path. Every number is a median with its range. A part that fails, or would
-take longer than --longest-run by its FLOPs, says so in its place, and the next one is measured.
+training step, attention, frames of a path, and, where the whole package is installed, its tests on a GPU. Every number
+is a median with its range. A part that fails, or would take longer than --longest-run by its FLOPs, says so in its
+place, and the next one is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 import traceback
@@ -22,7 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree import ElementTree
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains about GPUs that are not there
 
@@ -36,10 +41,13 @@ from elvsm_nerfstudio.nn.compiled import Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.gpu_page import page
-from scripts.benchmarks.meters import count_flops, on_meta, peak_bytes
+from scripts.benchmarks.meters import on_meta, peak_bytes
 from scripts.benchmarks.methods import TARGETS, Cached, Scene, Upstream
 
+ROOT = Path(__file__).parents[2]
+GPU_TESTS = ("tests/test_gpu.py", "tests/splatting/test_rasterizer.py")
 BATCH = 2, 6
 """Context and target views of a scene in a training step."""
 
@@ -341,6 +349,39 @@ def agreement(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def gpu_tests(bench: Bench) -> list[dict[str, Any]]:
+    """The tests that are marked ``gpu``, which need the whole package."""
+    missing = [name for name in ("pytest", "nerfstudio") if not _is_installed(name)]
+    if missing:
+        return [{"left_out": f"{' and '.join(missing)}: not installed"}]
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junit-xml={report}", *GPU_TESTS]
+        seconds = max(30.0, bench.deadline - time.monotonic())
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=seconds, check=False)
+        return outcomes(report.read_text())
+
+
+def outcomes(report: str) -> list[dict[str, Any]]:
+    """A row for each test of a JUnit report: passed, skipped, or why it failed."""
+    rows = []
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        row = {"test": case.get("name")}
+        for found in case:
+            if found.tag in ("failure", "error"):
+                row["failed"] = found.get("message", found.tag)
+        row["outcome"] = "failed" if "failed" in row else "passed" if case.find("skipped") is None else "skipped"
+        rows.append(row)
+    return rows
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+
+
 PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "agreement": agreement,
     "paper": paper,
@@ -348,6 +389,7 @@ PARTS: dict[str, Callable[[Bench], list[dict[str, Any]]]] = {
     "training": training,
     "attention": attention,
     "calls": encode_render_append,
+    "tests": gpu_tests,
 }
 """In the order in which they are measured; where time runs out, the last ones are left out."""
 

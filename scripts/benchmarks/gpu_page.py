@@ -34,6 +34,7 @@ def page(result: dict[str, Any]) -> str:
         ("Attention", "attention"),
         ("Encoding, rendering, appending", "calls"),
         ("Agreement with fp32 on the CPU", "agreement"),
+        ("Tests on a GPU", "tests"),
     ):
         parts += [f"## {title}", _table(result[name])]
     return "\n\n".join(parts) + "\n"

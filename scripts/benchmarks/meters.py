@@ -12,7 +12,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 aten = torch.ops.aten
 MARK_BYTES = 7_777_777
@@ -25,22 +24,6 @@ def on_meta() -> Iterator[None]:
     choose where nothing is computed."""
     with torch.no_grad(), mock.patch("torch.autocast", lambda *args, **kwargs: nullcontext()):
         yield
-
-
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args, **kwargs) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def count_flops(run: Callable[[], Any]) -> int:
-    """Floating-point operations of all matrix products and attentions, a multiply-add counting as two.
-
-    On the meta device nothing is computed, and attention is its two products. On a CPU it is one fused kernel that
-    torch's counter does not know.
-    """
-    fused_on_cpu = {aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=fused_on_cpu) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def peak_bytes(device: torch.device, prepare: Callable[[], Any], run: Callable[[Any], Any]) -> int:

@@ -39,9 +39,10 @@ from elvsm_nerfstudio.nn import layers
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import EPS
 from elvsm_nerfstudio.nn.published_weights import to_published
+from elvsm_nerfstudio.training.flops import count_flops
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.views import Views
-from scripts.benchmarks.meters import count_flops, on_meta, peak_bytes
+from scripts.benchmarks.meters import on_meta, peak_bytes
 from scripts.benchmarks.training_tables import plot, tables
 from scripts.benchmarks.upstream_step import UpstreamNetwork, UpstreamStep
 

@@ -67,7 +67,7 @@ def test_flops_at_the_papers_sizes():
 
 
 def test_the_cpus_attention_is_counted_too(network):
-    from scripts.benchmarks.meters import count_flops
+    from elvsm_nerfstudio.training.flops import count_flops
     from scripts.benchmarks.methods import Scene
 
     scene, n = Scene.make(3, SIZE, "cpu", 1), (SIZE // CONFIG.patch_size) ** 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[2]
+MARK = "pytest.mark." + "gpu"
 ALONE = """
 import sys
 from importlib.abc import MetaPathFinder
@@ -53,6 +54,7 @@ def test_the_whole_program_runs_on_a_cpu_without_nerfstudio(tmp_path):
     assert all(row["difference"] < 1e-5 and row["frames_per_second"] > 0 for row in tables["path"])
     plain, compiled, checkpointing = tables["training"]
     assert compiled["compiled"] and checkpointing["checkpointing"] and plain["tokens_per_second"] > 0
+    assert result["tests"] == [{"left_out": "nerfstudio: not installed"}] and "| nerfstudio: not installed |" in text
     assert text.count("| ---") > 20 and "failed" not in text.split("## Attention")[0]
 
 
@@ -69,10 +71,24 @@ def test_what_would_take_too_long_is_left_out_and_a_failure_is_a_row():
     with _failures(row):
         raise torch.OutOfMemoryError("CUDA out of memory\nmore")
     assert row["failed"] == "OutOfMemoryError: CUDA out of memory"
-    names = ("agreement", "path", "training", "attention", "calls")
+    names = ("agreement", "path", "training", "attention", "calls", "tests")
     empty = {name: [{"failed": "a | b"}] for name in names}
     facts = dict(
         device="x", torch="2", cuda="12", sizes="test", targets=8, precision="bf16", peak_flops=1e12, repeats=3
     )
     text = page({**facts, **empty, "paper": [row]})
     assert "| 4 | OutOfMemoryError: CUDA out of memory | 24.4 | 123.1 |" in text and "| a / b |" in text
+
+
+def test_tests_on_a_gpu_are_rows():
+    from scripts.benchmarks.gpu import GPU_TESTS, outcomes
+
+    report = """<testsuites><testsuite><testcase name="a"/><testcase name="b"><skipped message="no CUDA"/></testcase>
+        <testcase name="c"><failure message="0.3 is not 0.1">where</failure></testcase></testsuite></testsuites>"""
+    assert outcomes(report) == [
+        {"test": "a", "outcome": "passed"},
+        {"test": "b", "outcome": "skipped"},
+        {"test": "c", "failed": "0.3 is not 0.1", "outcome": "failed"},
+    ]
+    marked = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("test_*.py") if MARK in file.read_text()}
+    assert marked == set(GPU_TESTS)
