@@ -9,6 +9,9 @@ dispatcher (``data_ptr()``). A number on the CPU, a tensor of no dimensions, pas
 a few take it only in some of their places. Only the thread that pretends can make tensors on the device. Gradients are
 those of ``backward()`` alone: their hooks are not called, and what a graph has saved stays until the graph is gone.
 There are no generators of random numbers on the device, and no compiler for it: what is compiled runs as it is.
+
+Runs with torch 2.12 and 2.14 as pip brings them; not where torch was built without CUDA (``+cpu``): autograd asks for
+the guard of the device's kind, which such a build lacks ("PyTorch is not linked with support for cuda devices").
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Optional
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
@@ -28,6 +32,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda:0")
+
+without_a_gpu = pytest.mark.skipif(
+    torch.version.cuda is None or torch.cuda.is_available(),
+    reason="a torch built without CUDA takes no gradients there; on a true device there is test_gpu.py",
+)
 
 aten = torch.ops.aten
 ACROSS = {aten._to_copy, aten.copy_, aten._foreach_copy_}
@@ -127,7 +136,7 @@ class PretendedTensor(Tensor):
 
 @contextmanager
 def pretended_cuda() -> Iterator[torch.device]:
-    """``cuda`` is a device within the block, with bf16 and a gigabyte of free memory."""
+    """``cuda`` is a device within the block, an H100 by name, with bf16 and a gigabyte of free memory."""
     stand_ins = {
         "torch.autograd.backward": _backward,
         # Parameters of a module that is moved stay the same objects, as they do on the way to a true device.
@@ -135,6 +144,7 @@ def pretended_cuda() -> Iterator[torch.device]:
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.compile": lambda function, **options: function,
         "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
+        "torch.cuda.get_device_name": lambda device=None: "a pretended H100",
         "torch.cuda.synchronize": lambda device=None: None,
         "torch.cuda.memory_reserved": lambda device=None: 0,
         "torch.cuda.memory_allocated": lambda device=None: 0,

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import make_views, tiny_pipeline, write_scene
+from conftest import make_views, random_poses, tiny_pipeline, write_scene
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
-from pretended_cuda import PretendedTensor, pretended_cuda, waits
+from pretended_cuda import PretendedTensor, pretended_cuda, waits, without_a_gpu
 from test_metrics import images, random_states, random_weights, torch_home  # noqa: F401
 from test_network import random_network
 from test_plane_sweep import cameras, photos, posed
@@ -30,7 +30,7 @@ from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.evaluator import Evaluation, Evaluator
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
-from elvsm_nerfstudio.model import EfficientLVSMModelConfig
+from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import recomputed
@@ -50,10 +50,7 @@ from elvsm_nerfstudio.training.vgg_files import DEPTHS, WIDTHS
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.views import ViewSet
 
-pytestmark = pytest.mark.skipif(
-    not torch.__version__.startswith("2.14.") or torch.cuda.is_available(),
-    reason="pretended_cuda.py knows torch 2.14 from within; on a true device there is test_gpu.py",
-)
+pytestmark = without_a_gpu
 
 SIZES = dict(width=32, num_layers=2, head_dim=16)
 
@@ -312,6 +309,23 @@ def test_an_iteration_is_trained_without_waiting(cuda, collection, tmp_path, muo
     assert not all(torch.equal(p.detach().cpu(), q) for p, q in zip(trainer.pipeline.model.parameters(), before))
 
 
+def test_the_share_of_the_peak_is_logged(cuda, collection, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, collection)
+    config.machine.device_type = "cuda"
+    config.logging.steps_per_log = 2
+    trainer = config.setup()
+    trainer.setup()
+    logged = {}
+    monkeypatch.setattr(training_run.writer, "put_scalar", lambda name, scalar, step: logged.update({name: scalar}))
+    for step in range(3):
+        trainer.pipeline.datamanager.seconds_waited = 0.5
+        trainer.train_iteration(step)
+    flops = trainer._flops.of_step(trainer.pipeline.model.network, trainer.pipeline.datamanager.views)
+    expected = flops / 2 * logged["throughput/scenes_per_second"] / 989e12
+    assert flops > 1e6 and logged["throughput/share_of_peak"] == pytest.approx(expected)
+    assert 0.5 < logged["throughput/data_wait_seconds"] < 1  # of an iteration, not of both
+
+
 def test_perceptual_losses_move_to_the_device(cuda):
     torch.manual_seed(0)
     convolutions = [
@@ -400,6 +414,28 @@ def test_an_evaluation_is_that_of_the_cpu(cuda, collection, tmp_path):
         assert found.by_views[count] == pytest.approx(averages, rel=1e-3, abs=1e-6)
     names = (sorted(p.name for p in (tmp_path / device).rglob("*.png")) for device in ("cuda", "cpu"))
     assert next(names) == next(names)
+
+
+def test_a_path_that_ns_render_asks_for_is_rendered_in_few_calls(cuda, scene, monkeypatch):
+    monkeypatch.setattr("elvsm_nerfstudio.model.running_program", lambda: "ns-render")
+    calls, render_frames = [], EfficientLVSMModel.render_frames
+    monkeypatch.setattr(
+        EfficientLVSMModel, "render_frames", lambda self, m, c: calls.append(len(c)) or render_frames(self, m, c)
+    )
+
+    def frames(device: str) -> list[Tensor]:
+        pipeline = tiny_pipeline(scene, device=device)
+        poses = random_poses(20, torch.Generator().manual_seed(0))[:, :3]
+        poses[3:5] = poses[2]  # a path may stand still
+        path = Cameras(poses, 40.0, 40.0, 15.0, 12.0, 24, 16).to(device)
+        with torch.no_grad():
+            return [pipeline.model.get_outputs_for_camera(path[i : i + 1])["rgb"].cpu() for i in range(20)]
+
+    expected = frames("cpu")
+    assert calls == [1] * 20
+    calls.clear()
+    torch.testing.assert_close(frames("cuda"), expected, atol=1e-5, rtol=1e-4)
+    assert calls == [16, 4]
 
 
 def test_scores_during_training(cuda, collection):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretended_cuda import pretended_cuda
+from pretended_cuda import pretended_cuda, without_a_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,10 +92,7 @@ def test_eps_of_every_norm_is_the_official_codes(norm):
         assert (plain(x, other) - found).abs().max() > 0.1
 
 
-@pytest.mark.skipif(
-    not torch.__version__.startswith("2.14.") or torch.cuda.is_available(),
-    reason="pretended_cuda.py knows torch 2.14 from within; on a true device there is test_gpu.py",
-)
+@without_a_gpu
 @pytest.mark.parametrize("norm", [rms_norm, layer_norm, lambda x, gain: layer_norm(x)])
 def test_norms_keep_bf16_off_the_cpu(norm):
     """Autocast would give fp32, and have the next layer keep that for its gradients."""
