@@ -28,12 +28,11 @@ from elvsm_nerfstudio.compare.plots import method_colours
 from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
+from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
 
 EVERY = 5
 """Every fifth object is compared on."""
-CAPTURES = {"mary_rose": None, "fox": None, "chair": "blender-data"}
-"""Names, and the dataparsers that read them where it is not nerfstudio's."""
 SHOWN = ("psnr", "lpips_vgg")
 """Metrics in the tables and the plot; the JSON has all."""
 

@@ -45,7 +45,7 @@ from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataMan
 from elvsm_nerfstudio.splatting.rendered_steps import SHARE, trust
 from elvsm_nerfstudio.splatting.rendered_views import leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
-from scripts.benchmarks.against_splatfacto import CAPTURES
+from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
 
 console = Console()
