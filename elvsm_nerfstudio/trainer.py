@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from elvsm_nerfstudio.evaluation.timing import peak_flops, synchronise
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
+from elvsm_nerfstudio.nn.network import fp32_products
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
 from elvsm_nerfstudio.programs import config_being_read
@@ -200,7 +201,8 @@ class EfficientLVSMTrainer(Trainer):
         with self.pipeline._model.no_sync() if alone else nullcontext():
             _, losses, metrics = self.pipeline.get_train_loss_dict(step=step)
             loss = functools.reduce(torch.add, losses.values())
-            (loss / self._accumulated).backward()
+            with fp32_products("high", self.pipeline.device):
+                (loss / self._accumulated).backward()
         if last:
             self.optimizers.optimizer_step_all()
             self.optimizers.scheduler_step_all(step)

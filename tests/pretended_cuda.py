@@ -73,6 +73,28 @@ def waits() -> Iterator[list[str]]:
         _waits.remove(found)
 
 
+_launches: list[list[tuple[str, Tensor]]] = []
+"""Where launches are noted at present."""
+
+
+@contextmanager
+def launches() -> Iterator[list[tuple[str, Tensor]]]:
+    """Lists what within the block is launched on the device: operations, views apart, and their first tensors."""
+    found: list[tuple[str, Tensor]] = []
+    _launches.append(found)
+    try:
+        yield found
+    finally:
+        _launches.remove(found)
+
+
+def _note_launch(func, tensors: Sequence[Tensor]) -> None:
+    is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
+    if not is_view and any(isinstance(x, PretendedTensor) for x in tensors):
+        for found in _launches:
+            found.append((str(func.overloadpacket), tensors[0]))
+
+
 def _note_wait(operation: object) -> None:
     if _waits:
         frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
@@ -195,6 +217,7 @@ def _run(func, args, kwargs):
     device = kwargs.get("device")
     on_cuda = device.type == "cuda" if device else any(isinstance(x, PretendedTensor) for x in tensors)
     _check_devices(func, args, kwargs, tensors)
+    _note_launch(func, tensors)
     if _waits and _waiting(func, args, kwargs, tensors):
         _note_wait(func)
     if on_cuda and any(isinstance(x, torch.Generator) for x in leaves):

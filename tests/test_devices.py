@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import threading
+import traceback
 from copy import deepcopy
 from dataclasses import fields, replace
 
+import pretended_cuda as device_module
 import pytest
 import torch
 from conftest import make_views, random_poses, tiny_pipeline, write_scene
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
-from pretended_cuda import PretendedTensor, pretended_cuda, waits, without_a_gpu
+from pretended_cuda import PretendedTensor, launches, pretended_cuda, waits, without_a_gpu
 from test_metrics import images, random_states, random_weights, torch_home  # noqa: F401
 from test_network import random_network
 from test_plane_sweep import cameras, photos, posed
@@ -36,6 +38,7 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.memory import load_memory
+from elvsm_nerfstudio.nn.rounded import RoundedCopy
 from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting.lens import undistort
 from elvsm_nerfstudio.splatting.plane_sweep import PosedImages, surface_points
@@ -501,6 +504,62 @@ def test_a_frame_is_rendered_without_waiting(cuda, config):
     with waits() as found:
         model.get_outputs_for_camera(camera)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("config", [EfficientLVSMConfig(**SIZES), EfficientLVSMConfig(**PROPE, ray_frame="camera")])
+def test_a_frame_from_a_kept_memory_casts_no_weight(cuda, config, monkeypatch):
+    network = random_network(config).to(cuda)
+    network.autocast_dtype = torch.bfloat16
+
+    def casts_and_launches() -> tuple[int, int]:
+        with torch.no_grad():
+            memory = network.encode(make_views(1, 2, 16, 24).to(cuda))
+            target = make_views(1, 1, 16, 24, seed=1).to(cuda)
+            network.decode(memory, target)
+            with launches() as found:
+                network.decode(memory, target)
+        return sum(name == "aten._to_copy" and isinstance(x, nn.Parameter) for name, x in found), len(found)
+
+    casts, number = casts_and_launches()
+    monkeypatch.setattr(RoundedCopy, "of", lambda self, module, *rest: module)
+    per_layer = 6 + 3  # weights, and the gains of queries and keys
+    assert casts_and_launches() == (2 + per_layer * config.num_layers, number + 2 + per_layer * config.num_layers)
+    assert casts == 0
+
+
+@pytest.mark.parametrize("config", [EfficientLVSMConfig(**PROPE), LVSMEncoderDecoderConfig(**SIZES, num_latents=5)])
+def test_products_of_the_network_are_in_tf32_and_those_of_cameras_are_not(cuda, config, monkeypatch):
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    run = device_module._run
+
+    def noted(func, args, kwargs):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            stack = [f"{frame.filename} {frame.name}" for frame in traceback.extract_stack()]
+            places = "/geometry.py ", "camera_encoding.py of", "camera_encoding.py projection_matrices"
+            found[any(place in line for line in stack for place in places)].add(torch.get_float32_matmul_precision())
+        return run(func, args, kwargs)
+
+    network, context, target = config.build().to(cuda), make_views(1, 3, 16, 24), make_views(1, 2, 16, 24, seed=1)
+    context, target, before = context.to(cuda), target.to(cuda), torch.get_float32_matmul_precision()
+    monkeypatch.setattr(device_module, "_run", noted)
+    with torch.no_grad():
+        memory = network.append(network.encode(context), target)
+        network.decode(memory, target, nearest_views=2)
+    network(context, target)
+    assert found == {True: {"highest"}, False: {"high"}}
+    assert torch.get_float32_matmul_precision() == before == "highest"
+
+
+def test_an_iterations_gradients_are_in_tf32(cuda, collection, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, collection)
+    config.machine.device_type = "cuda"
+    trainer = config.setup()
+    trainer.setup()
+    found, backward = [], torch.Tensor.backward
+    noted = lambda loss: (found.append(torch.get_float32_matmul_precision()), backward(loss))  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "backward", noted)
+    trainer.train_iteration(0)
+    assert found == ["high"] and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_viewer_shows_pictures_and_attention(cuda, scene, tmp_path):

@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(None, 1e-3), (torch.bfloat16, 0.05)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("dtype, tolerance", [(None, 5e-3), (torch.bfloat16, 0.05)], ids=["TF32", "bf16"])
 def test_cuda_renders_what_the_cpu_renders(dtype, tolerance):
     torch.manual_seed(0)
     network = EfficientLVSM(EfficientLVSMConfig(width=128, num_layers=4))

@@ -18,7 +18,7 @@ from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation
 from elvsm_nerfstudio.nn.layers import ContextBlock, PatchHead, PatchTokenizer, TargetBlock
 from elvsm_nerfstudio.nn.memory import SceneMemory
-from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
+from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, exactly
 from elvsm_nerfstudio.nn.token_store import KeysValues, KeyValueStore
 from elvsm_nerfstudio.views import Views
 
@@ -134,7 +134,7 @@ class EfficientLVSM(SceneNetwork):
             return None
         device, patch = views.directions.device, self.config.patch_size
         dtype = self.autocast_dtype or self.target_tokenizer.weight.dtype
-        with torch.autocast(device.type, enabled=False):
+        with exactly(device):
             grid = views.height // patch, views.width // patch
             rotation = PatchRotation.of(grid, self.config.head_dim, device, dtype)
             poses = frame.apply(views.camera_to_world)

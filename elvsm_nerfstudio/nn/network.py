@@ -10,6 +10,7 @@ import math
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, ClassVar, Literal, Optional
@@ -23,6 +24,7 @@ from elvsm_nerfstudio.nn.compiled import Block, Compiler
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
 from elvsm_nerfstudio.nn.memory import SceneMemory, WeightsToken, check_ids
+from elvsm_nerfstudio.nn.rounded import RoundedCopy
 from elvsm_nerfstudio.nn.token_store import Tokens, TokenStore
 from elvsm_nerfstudio.views import Views
 
@@ -117,6 +119,7 @@ class SceneNetwork(nn.Module, ABC):
         self.gradient_checkpointing = False
         """Whether training keeps only what goes into each block and computes the rest of it again on the way back."""
         self._weights = WeightsWatch()
+        self._rounded = RoundedCopy()
 
     @property
     @abstractmethod
@@ -152,6 +155,17 @@ class SceneNetwork(nn.Module, ABC):
         for module in self.modules():
             if isinstance(module, Block):
                 module.compiler = compiler
+        self._rounded.forget()
+
+    def _inference(self, weights: WeightsToken) -> SceneNetwork:
+        """What encodes and decodes without gradients: where autocast would round weights, a copy with rounded ones.
+
+        Args:
+            weights: as they are now.
+        """
+        if self.autocast_dtype is None or torch.is_grad_enabled():
+            return self
+        return self._rounded.of(self, self.autocast_dtype, weights)
 
     def _block(self, block: Any, *inputs: Any) -> Any:
         """Goes through a block, or whatever shall be one for gradient checkpointing."""
@@ -210,13 +224,14 @@ class SceneNetwork(nn.Module, ABC):
         frame = CanonicalFrame.estimate(context.camera_to_world) if frame is None else frame
         tokens = self._tokens_per_view(context)
         if self._needs_gradients(context):
+            self._rounded.forget()
             with self._autocast(context.directions.device):
                 store = self.store_type.of(self._encode(context, frame))
             memory = SceneMemory.empty(store, frame, self.weights_token()).with_views(0, context, tokens, ids)
         else:
             store = self.new_store(context.num_scenes, context.num_views * tokens)
             memory = self._added(SceneMemory.empty(store, frame, self.weights_token()), context, ids)
-        return self._complete(memory)
+        return self._inference(memory.weights)._complete(memory)
 
     def append(self, memory: SceneMemory, views: Views, ids: Optional[Sequence[int]] = None) -> SceneMemory:
         """Encodes more views in a memory's frame, at the cost of those views; any size of image. Without gradients.
@@ -238,7 +253,7 @@ class SceneNetwork(nn.Module, ABC):
             )
         ids = None if ids is None else check_ids(ids, views.num_views)
         memory = memory.reserve(views.num_views * self._tokens_per_view(views))
-        return self._complete(self._added(memory, views, ids))
+        return self._inference(memory.weights)._complete(self._added(memory, views, ids))
 
     def _added(self, memory: SceneMemory, views: Views, ids: Optional[Sequence[int]]) -> SceneMemory:
         """A memory and more views, encoded in groups into room that its store has."""
@@ -246,10 +261,11 @@ class SceneNetwork(nn.Module, ABC):
         start = memory.store.take(views.num_views * tokens)
         extended = memory.with_views(start, views, tokens, ids)
         count = max(1, self.chunk_tokens // (views.num_scenes * tokens))
+        network = self._inference(memory.weights)
         with self._autocast(views.directions.device):
             for first in range(0, views.num_views, count):
                 group = views.select(slice(first, first + count))
-                for layer, kept in enumerate(self._encode(group, memory.frame)):
+                for layer, kept in enumerate(network._encode(group, memory.frame)):
                     memory.store.write(start + first * tokens, layer, kept)
         return extended
 
@@ -265,10 +281,11 @@ class SceneNetwork(nn.Module, ABC):
                 ``geometry.nearest_views``), so that its cost does not grow with the memory; all if absent.
         """
         self._check_memory(memory, target)
+        network = self._inference(memory.weights)
         if nearest_views is None or nearest_views >= memory.num_views:
-            return self._decode(memory, target)
+            return network._decode(memory, target)
         chosen = memory.nearest(target.camera_to_world, nearest_views)
-        return torch.cat([self._decode_chosen(memory, target, scene, ids) for scene, ids in enumerate(chosen)])
+        return torch.cat([network._decode_chosen(memory, target, scene, ids) for scene, ids in enumerate(chosen)])
 
     def _decode_chosen(
         self, memory: SceneMemory, target: Views, scene: int, chosen: list[tuple[int, ...]]
@@ -344,16 +361,40 @@ class SceneNetwork(nn.Module, ABC):
 
     def _rays(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view height width 6"]:
         self._check_size(views)
-        with torch.autocast(views.directions.device.type, enabled=False):
+        with exactly(views.directions.device):
             return pluecker_rays(self._ray_poses(views, frame), views.directions.float())
 
     def _ray_poses(self, views: Views, frame: CanonicalFrame) -> Float[Tensor, "scene view 4 4"]:
         """Camera-to-world by which rays become tokens: in the memory's frame."""
         return frame.apply(views.camera_to_world)
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(device.type, dtype=self.autocast_dtype, enabled=enabled)
+    @contextmanager
+    def _autocast(self, device: torch.device) -> Iterator[None]:
+        """In which the transformer computes: its precision, and TF32 for products that stay in fp32 on a GPU."""
+        autocast = torch.autocast(device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        with autocast, fp32_products("high", device):
+            yield
+
+
+@contextmanager
+def fp32_products(precision: Literal["highest", "high"], device: torch.device) -> Iterator[None]:
+    """Products of fp32 matrices on a GPU within the block: exact, or "high", in TF32. Nothing else is changed."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def exactly(device: torch.device) -> Iterator[None]:
+    """In which cameras and rays are computed: fp32 is fp32."""
+    with torch.autocast(device.type, enabled=False), fp32_products("highest", device):
+        yield
 
 
 def autocast_dtype(precision: Literal["auto", "bf16", "fp32"], device: torch.device) -> Optional[torch.dtype]:
