@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From nothing to rendered new views of unseen objects, on a CPU: installs, renders held-out objects, evaluates the model
-# that comes with this package on them and renders an orbit. Whatever is there already is reused.
+# that comes with this package on them, renders an orbit, and fits Gaussians to what it saw and rendered. Whatever is there
+# already is reused.
 #
-#   bash scripts/quickstart.sh            # about a minute and a half after the installation
+#   bash scripts/quickstart.sh            # about two and a half minutes after the installation
 #   bash scripts/quickstart.sh --train    # trains a model of that kind from scratch instead, for some minutes
 set -euo pipefail
 if [ $# -gt 1 ] || [ "${1:---train}" != --train ]; then
@@ -23,13 +24,13 @@ if [ $# = 0 ]; then
     weights=assets/$method.safetensors
     run=outputs/$name/$method/run
 
-    echo "== 1/4 Held-out objects: $data"
+    echo "== 1/5 Held-out objects: $data"
     elvsm data objects --output $data "${objects[@]}" --splits test
 
     if [ $run/config.yml -nt $weights ]; then
-        echo "== 2/4 A run of $weights: reusing $run"
+        echo "== 2/5 A run of $weights: reusing $run"
     else
-        echo "== 2/4 A run of $weights"
+        echo "== 2/5 A run of $weights"
         rm -rf $run
         elvsm run --weights pretrained --data $data --scene $scene --name $name
     fi
@@ -40,15 +41,15 @@ else
     run=outputs/$name/$method/run
     checkpoints=$run/nerfstudio_models
 
-    echo "== 1/4 Objects: $data"
+    echo "== 1/5 Objects: $data"
     elvsm data objects --output $data "${objects[@]}"
 
     if [ -f $checkpoints/step-$(printf '%09d' $((steps - 1))).ckpt ]; then
-        echo "== 2/4 Training: reusing $run"
+        echo "== 2/5 Training: reusing $run"
     else
         resume=()
         if compgen -G "$checkpoints/step-*.ckpt" >/dev/null; then resume=(--load-dir $checkpoints); fi
-        echo "== 2/4 Training $method, $steps steps ${resume[*]}"
+        echo "== 2/5 Training $method, $steps steps ${resume[*]}"
         ns-train $method --data $data --output-dir outputs --experiment-name $name --timestamp run \
             --machine.device-type cpu --vis tensorboard --max-num-iterations $steps --logging.steps-per-log 100 \
             --steps-per-save 100 --pipeline.datamanager.scene $scene "${resume[@]}"
@@ -56,15 +57,31 @@ else
 fi
 results=outputs/$name/results
 
-echo "== 3/4 Evaluating held-out objects"
+echo "== 3/5 Evaluating held-out objects"
 ns-eval --load-config $run/config.yml --output-path $results/metrics.json --render-output-path $results/pictures
 
-echo "== 4/4 Rendering an orbit of $scene, an object that no training saw"
+echo "== 4/5 Rendering an orbit of $scene, an object that no training saw"
 elvsm orbit --load-config $run/config.yml --output $results/orbit.json
 ns-render camera-path --load-config $run/config.yml --camera-path-filename $results/orbit.json \
     --output-path $results/orbit64.mp4
+
+splats=outputs/$name/splatfacto-lvsm/run
+if [ $splats/fit.json -nt $run/config.yml ]; then
+    echo "== 5/5 Gaussians: reusing $splats"
+else
+    echo "== 5/5 Gaussians, fitted to the same photos and to views that the model renders between them"
+    rm -rf $splats
+    ns-train splatfacto-lvsm --data $data --output-dir outputs --experiment-name $name --timestamp run \
+        --machine.device-type cpu --vis tensorboard --max-num-iterations 500 --logging.steps-per-log 100 \
+        --pipeline.datamanager.scene $scene --pipeline.datamanager.image-size 64 64 --pipeline.datamanager.weights $run
+fi
+ns-render camera-path --load-config $splats/config.yml --camera-path-filename $results/orbit.json \
+    --output-path $results/gaussians64.mp4
 # The frames are 64 pixels wide: enlarged to be looked at.
-ffmpeg -y -loglevel error -i $results/orbit64.mp4 -vf scale=512:512:flags=neighbor -pix_fmt yuv420p $results/orbit.mp4
+for video in orbit gaussians; do
+    ffmpeg -y -loglevel error -i $results/${video}64.mp4 -vf scale=512:512:flags=neighbor -pix_fmt yuv420p \
+        $results/$video.mp4
+done
 
 python - $results/metrics.json <<'PYTHON'
 import json, sys
@@ -74,7 +91,7 @@ print(f"PSNR {r['psnr']:.2f} dB +- {r['psnr_std']:.2f} over images (copying the 
       f"{r['psnr_copy_nearest']:.2f}), SSIM {r['ssim']:.3f}")
 PYTHON
 cat <<END
-Video:    $results/orbit.mp4
+Videos:   $results/orbit.mp4 (the network), $results/gaussians.mp4 (Gaussians, which render in real time)
 Pictures: $results/pictures/*.png   (rows: context views, targets, predictions)
 Metrics:  $results/metrics.json, of every image: $results/metrics.images.json
 Look at it live: source .venv/bin/activate && ns-viewer --load-config $run/config.yml

@@ -38,7 +38,7 @@ def of(program: str, listed: list[str]) -> list[str]:
 
 def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another_one(checkout):
     listed = calls(checkout)
-    assert "--splits test" in listed[0] and not of("ns-train", listed)
+    assert "--splits test" in listed[0] and not of("ns-train efficient", listed)
     (made,) = of("elvsm run", listed)
     assert "--weights pretrained --data data/objects64_test" in made
     (evaluated,) = of("ns-eval", listed)
@@ -54,17 +54,35 @@ def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another
 
 
 def test_an_interrupted_training_goes_on_and_a_finished_one_is_reused(checkout):
-    (trained,) = of("ns-train", calls(checkout, "--train"))
+    (trained,) = of("ns-train efficient", calls(checkout, "--train"))
     assert (
         trained.startswith("ns-train efficient-lvsm-plus-tiny --data data/objects64 ") and "--load-dir" not in trained
     )
     checkpoints = checkout / RUN.format("quickstart-train") / "nerfstudio_models"
     checkpoints.mkdir(parents=True)
     (checkpoints / "step-000000300.ckpt").touch()
-    (resumed,) = of("ns-train", calls(checkout, "--train"))
+    (resumed,) = of("ns-train efficient", calls(checkout, "--train"))
     assert resumed == f"{trained} --load-dir {checkpoints.relative_to(checkout)}"
     (checkpoints / "step-000000999.ckpt").touch()
-    assert not of("ns-train", calls(checkout, "--train"))
+    assert not of("ns-train efficient", calls(checkout, "--train"))
+
+
+def test_gaussians_are_fitted_with_the_run_and_fitted_again_with_another(checkout):
+    run = RUN.format("quickstart")
+    listed = calls(checkout)
+    (fitted,) = of("ns-train splatfacto-lvsm", listed)
+    assert f"--pipeline.datamanager.weights {run} " in f"{fitted} "
+    paths = [call.split("--camera-path-filename ")[1].split()[0] for call in of("ns-render camera-path", listed)]
+    assert len(paths) == 2 and paths[0] == paths[1], "both fly the same orbit"
+
+    record = checkout / "outputs/quickstart/splatfacto-lvsm/run/fit.json"
+    for file in (checkout / run / "config.yml", record):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    os.utime(record, (record.stat().st_mtime + 10,) * 2)
+    assert not of("ns-train", calls(checkout))
+    os.utime(record, (1, 1))
+    assert of("ns-train splatfacto-lvsm", calls(checkout)) and not record.exists()
 
 
 def test_other_options_are_refused(checkout):
