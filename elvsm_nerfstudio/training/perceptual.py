@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from elvsm_nerfstudio.training.vgg_files import Convolutions, find_vgg, read_vgg
+from elvsm_nerfstudio.training.vgg_files import Backbone, Convolutions, find_vgg, read_vgg
 
 LEAST_SIZE = 16
 """Pixels a side: four poolings leave one."""
@@ -73,6 +73,13 @@ class PerceptualLossConfig:
     weights_file: Optional[Path] = None
     """The frozen network's weights; looked for in torch's cache (under TORCH_HOME) if absent. lpips takes VGG-16's."""
 
+    @property
+    def network(self) -> Optional[Backbone]:
+        """The frozen network whose weights are needed; None where there is to be no such loss."""
+        if self.backbone == "none":
+            return None
+        return "vgg16" if self.backbone == "lpips" else self.backbone
+
     def build(self) -> Optional[PerceptualLoss]:
         """Reads the weights; None where there is to be no such loss.
 
@@ -80,11 +87,10 @@ class PerceptualLossConfig:
             FileNotFoundError: where the weights are missing, with the command that fetches them.
             ValueError: where their file is broken.
         """
-        if self.backbone == "none":
+        if (network := self.network) is None:
             return None
-        network = "vgg16" if self.backbone == "lpips" else self.backbone
         convolutions = read_vgg(network, find_vgg(network, self.weights_file))
-        return LPIPSLoss(convolutions) if self.backbone == "lpips" else VGGLoss(convolutions, VGG_TERMS[self.backbone])
+        return LPIPSLoss(convolutions) if self.backbone == "lpips" else VGGLoss(convolutions, VGG_TERMS[network])
 
 
 @dataclass(frozen=True)

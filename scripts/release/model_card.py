@@ -33,6 +33,7 @@ from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights import load_network, read_weights
 from elvsm_nerfstudio.runs import RunOptions, export_weights, last_checkpoint, make_run, network_methods, read_config
+from elvsm_nerfstudio.training.vgg_files import FILES
 from scripts.release import card_text as text
 from scripts.release.card_pictures import write_samples
 from scripts.release.lens_scores import CONTEXT_VIEWS, lens_table, lenses_and_borders
@@ -184,10 +185,13 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
     stages = []
     for number, (run, config) in enumerate(zip(runs, configs)):
         train = f"{text.training_command(config, _method(config))} \\\n    --timestamp {config.timestamp}"
-        commands = [text.data_command(config.data), train]
+        commands = [text.data_command(config.data)]
         if number:
             start = config.pipeline.model.checkpoint
-            commands.insert(1, f"elvsm export --load-config {runs[number - 1]} --output {start}")
+            commands.append(f"elvsm export --load-config {runs[number - 1]} --output {start}")
+        if (network := config.pipeline.model.perceptual.network) is not None:
+            commands.append(FILES[network].fetch)
+        commands.append(train)
         stopped = last_step(run) + 1 < config.max_num_iterations
         stages.append({"commands": commands, "commit": args.commit, "stopped": stopped, **_costs(run)})
     first = configs[0].pipeline.model.checkpoint

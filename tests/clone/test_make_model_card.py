@@ -90,6 +90,7 @@ def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, mon
             write_collection(tmp_path / f"{name}_data", "train"),
             Path(start),
         )
+    configs[tmp_path / "last" / "config.yml"].pipeline.model.perceptual.backbone = "lpips"
     monkeypatch.setattr(script, "read_config", lambda path, option: configs[path])
     monkeypatch.setattr(script, "_costs", lambda run: {"steps": 20})
     monkeypatch.setattr(script, "last_step", lambda run: 19)
@@ -104,6 +105,7 @@ def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, mon
     stages = script.stages_of(args)
     assert [stage["steps"] for stage in stages] == [3, 20, 20] and stages[1]["commit"] == "abc"
     assert f"elvsm export --load-config {first} --output first.safetensors" == stages[2]["commands"][1]
+    assert "elvsm fetch lpips" == stages[2]["commands"][2] and len(stages[1]["commands"]) == 2
     assert "--pipeline.model.checkpoint pretrained" in stages[1]["commands"][-1] and stages[1]["stopped"]
     script.stages_file(args.output).write_text(json.dumps(stages))
     assert script.stages_of(args) == stages, "a card that is made again has no stage twice"
