@@ -39,6 +39,11 @@ def compare(args: CompareOptions) -> dict[str, Any]:
     """
     if not args.context_views or min(args.context_views) < 1 or args.num_target_views < 1:
         raise ValueError("--context-views and --num-target-views: expected numbers of at least 1")
+    if args.video_context_views not in (None, *args.context_views):
+        raise ValueError(
+            f"--video-context-views {args.video_context_views}: expected one of --context-views "
+            f"{' '.join(map(str, args.context_views))}"
+        )
     if args.dataparser is not None and args.dataparser not in all_dataparsers:
         raise ValueError(f"--dataparser {args.dataparser} is unknown; expected one of {', '.join(all_dataparsers)}")
     layout = Layout(args.output.resolve())

@@ -28,10 +28,11 @@ WORKER = ("-m", "elvsm_nerfstudio.compare.worker")
 
 
 def jobs_of(args: CompareOptions, scenes: Sequence[dict[str, Any]]) -> list[Job]:
-    """Every scene with every number of context views; videos are of the largest."""
-    with_video, most = {scene["name"] for scene in scenes[: args.num_videos]}, max(args.context_views)
+    """Every scene with every number of context views, and a video of some with one of these numbers."""
+    with_video = {scene["name"] for scene in scenes[: args.num_videos]}
+    shown = max(args.context_views) if args.video_context_views is None else args.video_context_views
     return [
-        Job(count, scene["name"], args.video_frames if count == most and scene["name"] in with_video else 0)
+        Job(count, scene["name"], args.video_frames if count == shown and scene["name"] in with_video else 0)
         for count in args.context_views
         for scene in scenes
     ]

@@ -7,8 +7,8 @@
 Every fifth object of the test split, and the captures mary_rose, fox and chair, as far as they are there; each is an
 `elvsm compare` of its own, in a folder of its own. Called again, what is done is kept: methods that do not depend on
 weights can be run first (--methods), and the others when there are new weights. Writes the JSON, the tables into the
-page, PICTURES.png (PSNR and LPIPS against the number of context views) and PICTURES_scenes.png (the first target of
-every scene).
+page, PICTURES.png (PSNR and LPIPS against the number of context views), PICTURES_scenes.png (the first target of
+every scene) and PICTURES_turning.webp (the objects from all around, from 4 context views).
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.turning import turn, write_animation
 
 EVERY = 5
 """Every fifth object is compared on."""
+TURN_CONTEXT_VIEWS, TURN_FRAMES = 4, 24
+"""Of the animation."""
 SHOWN = ("psnr", "lpips_vgg")
 """Metrics in the tables and the plot; the JSON has all."""
 
@@ -81,7 +84,7 @@ def comparisons(args: Args) -> dict[str, CompareOptions]:
     if args.objects is not None:
         test = SceneCollection.open(args.objects, dataparser_config(None)).split("test")
         scenes = tuple(entry.name for entry in test[::EVERY][: args.num_objects])
-        wanted["objects"] = {"data": args.objects, "scenes": scenes}
+        wanted["objects"] = {"data": args.objects, "scenes": scenes, "num_videos": len(scenes)}
     for name, dataparser in CAPTURES.items():
         if args.captures is not None and (args.captures / name).exists():
             wanted[name] = {"data": args.captures / name, "dataparser": dataparser}
@@ -92,9 +95,16 @@ def comparisons(args: Args) -> dict[str, CompareOptions]:
         "image_size": args.image_size,
         "splat_iterations": args.splat_iterations,
         "num_videos": 0,
+        "video_frames": TURN_FRAMES,
+        "video_context_views": turn_views(args),
         "beside": args.beside,
     }
-    return {name: CompareOptions(output=args.output / name, **options, **common) for name, options in wanted.items()}
+    return {name: CompareOptions(output=args.output / name, **common | options) for name, options in wanted.items()}
+
+
+def turn_views(args: Args) -> int:
+    """The number of context views that the animation is of."""
+    return TURN_CONTEXT_VIEWS if TURN_CONTEXT_VIEWS in args.context_views else max(args.context_views)
 
 
 def kept(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,6 +214,9 @@ def main() -> None:
     write_json(args.results, {name: kept(result) for name, result in results.items()})
     plot(args.pictures.with_suffix(".png"), results)
     pictures(args.pictures.with_name(f"{args.pictures.name}_scenes.png"), args, results)
+    if "objects" in results:
+        frames = turn(args.output / "objects", results["objects"], turn_views(args), TURN_FRAMES)
+        write_animation(args.pictures.with_name(f"{args.pictures.name}_turning.webp"), frames)
     if args.page is not None:
         write_part(args.page, "against-splatfacto", tables(results))
     print(tables(results))

@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
-from elvsm_nerfstudio.compare.layout import Layout, MethodSpec
+from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec
+from elvsm_nerfstudio.compare.runs import jobs_of
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image
 from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, pictures, plot, tables
 from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.turning import CAPTION, GAP, PANEL, turn, write_animation
 
 
 def result(*methods: tuple[str, str, float]) -> dict:
@@ -69,3 +72,29 @@ def test_every_fifth_object_and_the_captures_that_are_there(collection, tmp_path
     found = comparisons(args)
     assert list(found) == ["objects", "fox"] and found["objects"].scenes == ("scene_5",)
     assert found["fox"].output == tmp_path / "out" / "fox" and found["fox"].context_views == (2, 4, 8)
+    videos = [Job(count, "scene_5", 24 if count == 4 else 0) for count in (2, 4, 8)]
+    assert jobs_of(found["objects"], [{"name": "scene_5"}]) == videos
+    assert [job.path_frames for job in jobs_of(found["fox"], [{"name": "fox"}])] == [0, 0, 0]
+
+
+def test_the_animation_shows_the_photos_given_and_every_method_s_frames(tmp_path):
+    found = result(("splatfacto-lvsm", "gaussians", 21.5), ("copy-nearest", "baseline", 14.0))
+    found["scenes"] = [{"name": name, "context": [7, 2, 5], "targets": [3]} for name in ("cup", "pot", "jug")]
+    layout, spec = Layout(tmp_path), MethodSpec("splatfacto-lvsm", "gaussians", "splatfacto-lvsm")
+    for scene in ("cup", "pot", "jug"):
+        for frame, value in ((7, 0.2), (2, 0.6)):
+            write_image(layout.images(scene, "context") / frame_file(frame), torch.full((8, 8, 3), value))
+        for frame in range(3 if scene != "jug" else 0):
+            picture = torch.full((8, 8, 3), 0.1 * frame)
+            write_image(layout.pictures(spec, 2, scene, "path") / frame_file(frame), picture)
+    frames = turn(tmp_path, found, context_views=2, frames=3)
+    write_animation(tmp_path / "turning.webp", frames)
+    with Image.open(tmp_path / "turning.webp") as animation:
+        assert animation.n_frames == 3 and animation.size == frames[0].size
+    first, last = frames[0], frames[2]
+    row = CAPTION + PANEL // 4
+    photos = [first.getpixel((x, row))[0] for x in (PANEL // 4, 3 * PANEL // 4)]
+    assert photos == [51, 153], "the two photos given, not the third"
+    assert [frame.getpixel((PANEL + GAP + 9, row))[0] for frame in (first, last)] == [0, 51]
+    failed = row + PANEL + GAP
+    assert last.getpixel((9, failed))[0] == 51 and last.getpixel((PANEL + GAP + 9, failed)) == (255, 255, 255)
