@@ -8,7 +8,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 
 from elvsm_nerfstudio.cameras import check_cameras, views_from_cameras
 from elvsm_nerfstudio.data.images import ImageSpec
-from elvsm_nerfstudio.data.scenes import Scene
+from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.geometry import cover_size, pinhole_directions
 
 

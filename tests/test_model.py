@@ -12,7 +12,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from PIL import Image
 
 from elvsm_nerfstudio.cameras import views_from_cameras
-from elvsm_nerfstudio.data import scenes as scenes_module
+from elvsm_nerfstudio.data import scene as scene_module
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
 from elvsm_nerfstudio.nn.network import autocast_dtype
@@ -284,13 +284,13 @@ def test_ns_render_shows_the_scene_whose_context_is_held(collection):
 
 
 def test_a_start_crops_the_cameras_of_a_scene_once(scene, monkeypatch):
-    crop, cropped = scenes_module.resize_and_crop_intrinsics, []
+    crop, cropped = scene_module.resize_and_crop_intrinsics, []
 
     def counted(intrinsics, *rest):
         cropped.append(len(intrinsics))
         return crop(intrinsics, *rest)
 
-    monkeypatch.setattr(scenes_module, "resize_and_crop_intrinsics", counted)
+    monkeypatch.setattr(scene_module, "resize_and_crop_intrinsics", counted)
     pipeline = tiny_pipeline(scene, "val")
     pipeline.datamanager.next_train(0)
     pipeline.datamanager.next_eval(0)

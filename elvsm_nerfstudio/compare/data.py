@@ -13,7 +13,8 @@ from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.compare.split import Split, choose_split, read_split, write_split
 from elvsm_nerfstudio.data.datamanager import EvaluationScene
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.evaluation.results import Fingerprint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.data.scenes import Scene
+from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
 from elvsm_nerfstudio.evaluation.report import write_json
 

@@ -12,7 +12,8 @@ import torch
 
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.names import check_name
-from elvsm_nerfstudio.data.scenes import Scene, SceneEntry
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
 

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from elvsm_nerfstudio.cameras import unpack_cameras, views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.lenses import Lens, draw_lenses, step_spec, window_intrinsics, window_of
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection, SceneEntry
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection, SceneEntry
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, ViewSampler, draw_num_context_views, mix_seed
 from elvsm_nerfstudio.views import ViewSet
 

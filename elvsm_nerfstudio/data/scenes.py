@@ -6,45 +6,26 @@ import dataclasses
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional, TypeVar
+from typing import Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
-from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from PIL import Image
-from torch import Tensor
 
-from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras
 from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
-from elvsm_nerfstudio.data.images import (
-    DataError,
-    ImageSpec,
-    Window,
-    decode_image,
-    downscaled_copy,
-    duplicates,
-    fit_image,
-    is_cut_out,
-    reductions,
-)
+from elvsm_nerfstudio.data.images import DataError, duplicates
 from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
 from elvsm_nerfstudio.data.notices import say_once
+from elvsm_nerfstudio.data.parsing import all_frames, by_split, reason, refusal, splits_evenly
 from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
-from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES, RealEstate10KDataParserConfig
-from elvsm_nerfstudio.geometry import resize_and_crop_intrinsics
+from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataParserConfig
+from elvsm_nerfstudio.data.scene import KeptImages, Scene
 
 Split = Literal["train", "val", "test"]
-AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image)
 
 SCENE_MARKERS = ("transforms.json", "transforms_train.json", "colmap", "sparse")
 """A folder that holds one of these is a scene."""
@@ -55,9 +36,6 @@ MAX_KEPT_BYTES = 128 * 2**20
 MAX_VAL_SCENES = 64
 """Scenes that are taken out of the train split for validation where a data set has none."""
 
-COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse")
-"""Where a COLMAP reconstruction is looked for, unless --colmap-path names one that is there."""
-
 
 @dataclass(frozen=True)
 class SceneEntry:
@@ -66,164 +44,6 @@ class SceneEntry:
     name: str
     path: Path
     split: Split
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Posed images of one scene: cameras at the original image size, images still on disk."""
-
-    name: str
-    outputs: DataparserOutputs
-    """All frames, in natural order of their file names (2 before 10); of chunks and posed JSONs in their own order."""
-    train_frames: tuple[int, ...]
-    """Frames to train on, and to take context views from."""
-    eval_frames: tuple[int, ...]
-    """Frames held out as evaluation targets; all frames where the scene itself is held out."""
-    val_frames: Optional[tuple[int, ...]] = None
-    """Frames that a training is validated on instead, where the dataparser has such."""
-    _packed_cameras: dict[ImageSpec, Float[Tensor, "frame 25"]] = field(default_factory=dict, repr=False)
-    _reductions: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
-    _kept: KeptImages = field(default_factory=lambda: KeptImages(0), repr=False)
-
-    @property
-    def cameras(self) -> Cameras:
-        return self.outputs.cameras
-
-    @cached_property
-    def train_poses(self) -> Float[Tensor, "frame 3 4"]:
-        """Camera-to-world of the train frames, OpenGL axes."""
-        return self.cameras.camera_to_worlds[list(self.train_frames)]
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.outputs.image_filenames)
-
-    @cached_property
-    def frame_names(self) -> list[str]:
-        """What to call the frames: the names of their files, with their number where folders have the same ones."""
-        stems = [file.stem for file in self.outputs.image_filenames]
-        if not duplicates(stems):
-            return stems
-        return [f"{frame:05d}_{stem}" for frame, stem in enumerate(stems)]
-
-    @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of each image."""
-        return [tuple(size) for size in torch.cat([self.cameras.height, self.cameras.width], dim=-1).tolist()]
-
-    @cached_property
-    def intrinsics(self) -> Float[Tensor, "frame 4"]:
-        """fx, fy, cx, cy in pixels of the images as they are on disk."""
-        cameras = self.cameras
-        return torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=-1)
-
-    @cached_property
-    def is_cut_out(self) -> bool:
-        """Whether the images (the first stands for all) show something before a transparent background."""
-        file, content = self._file(0)
-        reduction = self._reduction(0, 0.0)
-        return is_cut_out(file if reduction == 1 else downscaled_copy(file, reduction), content, self._mask(0))
-
-    def packed_cameras(self, spec: ImageSpec) -> Float[Tensor, "frame 25"]:
-        """Cameras of every frame, of the images that ``read_images`` gives, packed (``pack_cameras``); made once."""
-        if spec not in self._packed_cameras:
-            resized = torch.tensor([spec.resized(size) for size in self.sizes])
-            cropped = resize_and_crop_intrinsics(self.intrinsics, torch.tensor(self.sizes), resized, spec.size)
-            (fx, fy, cx, cy), (height, width) = cropped[..., None].unbind(-2), spec.size
-            cameras = dataclasses.replace(self.cameras, fx=fx, fy=fy, cx=cx, cy=cy, height=height, width=width)
-            self._packed_cameras[spec] = pack_cameras(cameras)
-        return self._packed_cameras[spec]
-
-    def cropped_cameras(self, frames: Sequence[int], spec: ImageSpec) -> Cameras:
-        """Cameras [frame] of the images that ``read_images`` gives."""
-        cameras = unpack_cameras(self.packed_cameras(spec)[list(frames)])
-        if self.cameras.distortion_params is None:
-            cameras.distortion_params = None
-        return cameras
-
-    def read_images(
-        self,
-        frames: Sequence[int],
-        spec: ImageSpec,
-        out: Optional[UInt8[Tensor, "frame height width 3"]] = None,
-        windows: Optional[Sequence[Window]] = None,
-    ) -> UInt8[Tensor, "frame height width 3"]:
-        """Images of some frames, resized and cropped; a frame that comes twice is decoded once.
-
-        Args:
-            out: where to put them; new memory if absent.
-            windows: the part of each frame to show, in place of the middle.
-
-        Raises:
-            DataError: naming an image that cannot be used.
-        """
-        images = torch.empty(len(frames), *spec.size, 3, dtype=torch.uint8) if out is None else out
-        pixels, first = images.numpy(), {}
-        for i, frame in enumerate(frames):
-            if frame in first and windows is None:
-                pixels[i] = pixels[first[frame]]
-                continue
-            pixels[i] = self._view(frame, spec, None if windows is None else windows[i])
-            first[frame] = i
-        return images
-
-    def _view(self, frame: int, spec: ImageSpec, window: Optional[Window]) -> UInt8[np.ndarray, "height width 3"]:
-        size = self.sizes[frame]
-        if window is None:
-            resized = spec.resized(size)
-            ratio = max(resized[0] / size[0], resized[1] / size[1])
-            return self._kept.get((frame, spec), lambda: fit_image(self._picture(frame, spec, ratio), size, spec))
-        ratio = max(spec.size[0] / (window.bottom - window.top), spec.size[1] / (window.right - window.left))
-        picture = self._kept.get(
-            (frame, spec.background, self._reduction(frame, ratio)), lambda: self._picture(frame, spec, ratio)
-        )
-        return fit_image(picture, size, spec, window)
-
-    def _picture(self, frame: int, spec: ImageSpec, ratio: float) -> Image.Image:
-        file, content = self._file(frame)
-        reduction = self._reduction(frame, ratio)
-        file = file if reduction == 1 else downscaled_copy(file, reduction)
-        return decode_image(file, self.sizes[frame], spec.background, content, self._mask(frame), reduction)
-
-    def _reduction(self, frame: int, ratio: float) -> int:
-        """Of the copy to read where an image is resized by some ratio: the smallest that need not be enlarged."""
-        if frame not in self._reductions:
-            file, content = self._file(frame)
-            self._reductions[frame] = (1,) if content is not None else reductions(file, self.sizes[frame])
-        there = self._reductions[frame]
-        return max((reduction for reduction in there if reduction * ratio <= 1), default=there[0])
-
-    def _mask(self, frame: int) -> Optional[Path]:
-        masks = self.outputs.mask_filenames
-        return None if masks is None else masks[frame]
-
-    def _file(self, frame: int) -> tuple[Path, Optional[bytes]]:
-        """A frame's image file, and its content where it is no file of its own."""
-        encoded = self.outputs.metadata.get(ENCODED_IMAGES)
-        file = self.outputs.image_filenames[frame]
-        try:
-            return file, None if encoded is None else encoded[frame]
-        except OSError as error:
-            raise DataError(f"image {file} cannot be read ({error})") from error
-
-
-class KeptImages:
-    """Decoded images in memory, within a bound: what a capture is trained on comes again at every step."""
-
-    def __init__(self, max_bytes: int):
-        self.left = max_bytes
-        self._images: dict[Hashable, np.ndarray | Image.Image] = {}
-
-    def get(self, key: Hashable, make: Callable[[], AnyImage]) -> AnyImage:
-        """A kept image, or a new one, which is kept as long as there is room."""
-        if key in self._images:
-            return self._images[key]
-        image = make()
-        num_bytes = image.nbytes if isinstance(image, np.ndarray) else 3 * image.width * image.height
-        if num_bytes <= self.left:
-            self._images[key] = image
-            self.left -= num_bytes
-        return image
 
 
 class SceneCollection:
@@ -276,21 +96,21 @@ class SceneCollection:
         if data.is_file() or _is_scene(data):
             folder = data.parent if data.is_file() else data
             return _single_scene(folder, folder.resolve().name, data, dataparser)
-        refusal = None
+        unreadable = None
         if not isinstance(dataparser, (NerfstudioDataParserConfig, PosedFramesDataParserConfig)):
-            refusal = _refusal(dataparser, data)
-            if refusal is None:
+            unreadable = refusal(dataparser, data)
+            if unreadable is None:
                 return _single_scene(data, data.resolve().name, data, dataparser)
         inside = sorted((folder for folder in data.iterdir() if folder.is_dir()), key=natural_order)
         folders = [folder for folder in inside if _is_scene(folder)]
-        if refusal is not None and len(folders) < 3 and inside and _refusal(dataparser, inside[0]) is None:
+        if unreadable is not None and len(folders) < 3 and inside and refusal(dataparser, inside[0]) is None:
             folders = inside
         if len(folders) < 3:
             raise DataError(
                 f"--data {data}: found {len(folders)} scenes in it; expected a scene (a folder with one of "
                 f"{', '.join(SCENE_MARKERS)}), a scenes.json, chunks (train/index.json and test/index.json), lists of "
                 f"scenes (train/{LIST_NAME}, test/{LIST_NAME}), or a folder of at least 3 scenes (train, val and test)"
-                + (f". {type(dataparser).__name__.removesuffix('Config')} says: {refusal}" if refusal else "")
+                + (f". {type(dataparser).__name__.removesuffix('Config')} says: {unreadable}" if unreadable else "")
             )
         entries = _split_by_hash([(folder.name, folder) for folder in folders])
         return SceneCollection(data, entries, dataparser, whole_scenes=True)
@@ -327,7 +147,7 @@ class SceneCollection:
     def _parse(self, entry: SceneEntry) -> Scene:
         try:
             if self.whole_scenes:
-                outputs = _all_frames(self.dataparser, entry.path)
+                outputs = all_frames(self.dataparser, entry.path)
                 frames = tuple(range(len(outputs.image_filenames)))
                 scene = Scene(entry.name, outputs, frames, frames)
             else:
@@ -337,11 +157,11 @@ class SceneCollection:
         except ZeroDivisionError as error:  # a dataparser that scales the cameras to size 1
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {NO_PARALLAX}") from error
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
-            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {_reason(error)}") from error
+            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason(error)}") from error
 
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
-        splits = _by_split(self.dataparser, entry.path)
-        outputs = _all_frames(self.dataparser, entry.path)
+        splits = by_split(self.dataparser, entry.path)
+        outputs = all_frames(self.dataparser, entry.path)
         position = {file: i for i, file in enumerate(outputs.image_filenames)}
         held_out = self._held_out.get(entry.name, frozenset()) & set(range(len(outputs.image_filenames)))
         frames = {
@@ -351,7 +171,7 @@ class SceneCollection:
         train = frames["train"]
         test = frames.get("test", frames.get("val", set())) | held_out
         val = frames.get("val", set()) | held_out
-        if "val" not in frames and not _splits_evenly(self.dataparser, entry.path):
+        if "val" not in frames and not splits_evenly(self.dataparser, entry.path):
             say_once("no val", f"Scene {entry.name} has no val split: a training is validated on its test frames.")
         return Scene(
             entry.name,
@@ -438,102 +258,3 @@ def _single_scene(root: Path, name: str, data: Path, dataparser: DataParserConfi
 
 def _is_scene(folder: Path) -> bool:
     return any((folder / marker).exists() for marker in SCENE_MARKERS)
-
-
-def _refusal(config: DataParserConfig, path: Path) -> Optional[str]:
-    """Why a dataparser cannot read a folder as one scene; None if it can."""
-    try:
-        _parser_config(config, path).setup().get_dataparser_outputs("train")
-    except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
-        return _reason(error)
-    return None
-
-
-def _reason(error: Exception) -> str:
-    if "K4/K5/K6" in str(error):
-        return (
-            "its COLMAP camera model has a fourth radial coefficient, which nerfstudio's colmap dataparser refuses; "
-            "convert it with `ns-process-data images --skip-colmap`, whose transforms.json may have one"
-        )
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-
-
-def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParserConfig:
-    """A dataparser's config for a scene, without what nothing here looks at.
-
-    Args:
-        options: where the dataparser has them.
-    """
-    wanted = {"extract_images": False, "load_3D_points": False, **options}
-    if getattr(config, "downscale_factor", 1) is None:
-        wanted["downscale_factor"] = 1  # downscaled copies are found when images are read
-    if isinstance(config, ColmapDataParserConfig):
-        folders = [Path(folder) for folder in (config.colmap_path, *COLMAP_FOLDERS)]
-        kinds = ("cameras.txt", "cameras.bin")
-        there = (folder for folder in folders if any((path / folder / kind).exists() for kind in kinds))
-        wanted["colmap_path"] = next(there, config.colmap_path)
-    known = {field.name for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, data=path, **{k: v for k, v in wanted.items() if k in known})
-
-
-def _by_split(config: DataParserConfig, path: Path) -> dict[str, DataparserOutputs]:
-    """A scene's frames by split, of those splits that it has; train is always among them."""
-    parser = _parser_config(config, path).setup()
-    outputs = {"train": parser.get_dataparser_outputs("train")}
-    for split in ("test",) if _splits_evenly(config, path) else ("test", "val"):
-        try:
-            outputs[split] = parser.get_dataparser_outputs(split)
-        except RuntimeError as error:  # a transforms.json that lists files of other splits
-            if "is missing" not in str(error):
-                raise
-        except FileNotFoundError as error:  # a split that is a file of its own
-            if error.filename is None or split not in Path(error.filename).stem:
-                raise
-    if len(outputs) == 1:
-        raise DataError("it has a train split but neither val nor test")
-    return outputs
-
-
-def _all_frames(config: DataParserConfig, path: Path) -> DataparserOutputs:
-    """All frames of a scene, of whatever split."""
-    if isinstance(config, PosedFramesDataParserConfig):
-        return _parser_config(config, path, eval_mode="all").setup().get_dataparser_outputs()
-    if _splits_evenly(config, path):
-        options = {"eval_mode": "fraction", "train_split_fraction": 1.0}
-        return _by_name([_parser_config(config, path, **options).setup().get_dataparser_outputs()])
-    return _by_name(list(_by_split(config, path).values()))
-
-
-def _splits_evenly(config: DataParserConfig, path: Path) -> bool:
-    """Whether a dataparser holds frames out by their number, the same for val and test: where it can, unless the scene
-    says itself which frames are in which split, in its transforms.json or beside a COLMAP model."""
-    if isinstance(config, PosedFramesDataParserConfig):
-        return True
-    file = path / "transforms.json" if path.is_dir() else path
-    listed = file.suffix == ".json" and file.is_file() and b'_filenames"' in file.read_bytes()
-    listed |= any((path / f"{split}_list.txt").exists() for split in SPLITS)
-    return hasattr(config, "train_split_fraction") and not listed
-
-
-def _by_name(parts: Sequence[DataparserOutputs]) -> DataparserOutputs:
-    """Each frame of some splits once, in order of file names: COLMAP numbers images as its threads come to them."""
-    files = [file for part in parts for file in part.image_filenames]
-    first = {file: i for i, file in reversed(list(enumerate(files)))}
-    ordered = sorted(first, key=natural_order)
-    index = [first[file] for file in ordered]
-    masks = [mask for part in parts for mask in part.mask_filenames or ()]
-    return dataclasses.replace(
-        parts[0],
-        image_filenames=ordered,
-        cameras=_concatenate([part.cameras for part in parts])[torch.tensor(index, dtype=torch.long)],
-        mask_filenames=[masks[i] for i in index] if len(masks) == len(files) else None,
-    )
-
-
-def _concatenate(parts: Sequence[Cameras]) -> Cameras:
-    def column(name: str):
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values)
-
-    names = ("camera_to_worlds", "fx", "fy", "cx", "cy", "width", "height", "distortion_params", "camera_type")
-    return Cameras(**{name: column(name) for name in names})

@@ -26,7 +26,8 @@ from PIL import Image, ImageOps
 from elvsm_nerfstudio.compare.path import largest_gap, path_through
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.images import DataError, is_cut_out
-from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.evaluation.timing import timed

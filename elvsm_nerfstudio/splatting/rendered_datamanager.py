@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
-from elvsm_nerfstudio.data.datamanager import ViewDataset
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
+from elvsm_nerfstudio.data.view_dataset import ViewDataset
 from elvsm_nerfstudio.geometry import nearest_views
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.initial_points import InitialPoints

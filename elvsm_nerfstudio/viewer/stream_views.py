@@ -18,7 +18,7 @@ from torch import Tensor
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
-from elvsm_nerfstudio.data.scenes import Scene
+from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.views import Views
 
 POLL_SECONDS = 0.2

@@ -25,7 +25,7 @@ from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.evaluation_views import choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.data.scenes import Scene
+from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.report import write_image, write_json

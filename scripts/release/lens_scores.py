@@ -21,7 +21,8 @@ from elvsm_nerfstudio.data.evaluation_views import ViewRule, choose_evaluation_v
 from elvsm_nerfstudio.data.images import ImageSpec
 from elvsm_nerfstudio.data.lenses import Lens
 from elvsm_nerfstudio.data.samples import Sample, read_sample
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.network import SceneNetwork

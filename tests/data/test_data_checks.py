@@ -18,11 +18,13 @@ from test_data import write_colmap_scene
 
 from elvsm_nerfstudio.data import images as images_module
 from elvsm_nerfstudio.data import notices
+from elvsm_nerfstudio.data import scene as scene_module
 from elvsm_nerfstudio.data import scenes as scenes_module
 from elvsm_nerfstudio.data.chunks import read_keys
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex
 from elvsm_nerfstudio.data.images import DataError, ImageSpec, decode_image, is_cut_out, read_image
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.geometry import CanonicalFrame, opengl_to_opencv, view_distance
 from elvsm_nerfstudio.poses.photos import copy_photos
@@ -496,7 +498,7 @@ def test_downscaled_copies_are_read_where_they_are_large_enough(tmp_path, monkey
 def test_a_capture_is_decoded_once_within_a_bound(scene, collection, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        scenes_module, "decode_image", lambda path, *args: decoded.append(path.stem) or decode_image(path, *args)
+        scene_module, "decode_image", lambda path, *args: decoded.append(path.stem) or decode_image(path, *args)
     )
     monkeypatch.setattr(scenes_module, "MAX_KEPT_BYTES", 3 * 16 * 16 * 3)
     capture = load(scene)

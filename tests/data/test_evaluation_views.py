@@ -8,7 +8,8 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import DataError
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
 
 

@@ -19,7 +19,8 @@ from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.posed_json_dataparser import PosedJsonDataParserConfig
 from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataParserConfig
 from elvsm_nerfstudio.data.samples import read_sample
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice
 from elvsm_nerfstudio.geometry import CanonicalFrame, opengl_to_opencv
 from elvsm_nerfstudio.viewer.context_pool import ContextPool

@@ -26,7 +26,8 @@ from elvsm_nerfstudio.data.lenses import (
     window_of,
 )
 from elvsm_nerfstudio.data.samples import StepBatches, TrainingSamples, read_sample, training_batches
-from elvsm_nerfstudio.data.scenes import Scene, SceneCollection
+from elvsm_nerfstudio.data.scene import Scene
+from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
 from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
 
