@@ -16,9 +16,9 @@ import tyro
 from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 from nerfstudio.scripts.train import train_loop
 from nerfstudio.utils import comms
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.trainer import EfficientLVSMTrainerConfig
 from elvsm_nerfstudio.training.checkpoints import last_whole_checkpoint, step_of
 
@@ -85,7 +85,7 @@ def _prepare(config: EfficientLVSMTrainerConfig, rank: int) -> bool:
                 remaining = step_of(path) + 1 < config.max_num_iterations
                 start = [models, step_of(path), remaining]
                 if not remaining:
-                    CONSOLE.print(f"{models.parent} is at its end, {config.max_num_iterations} iterations.")
+                    say(f"{models.parent} is at its end, {config.max_num_iterations} iterations.")
     dist.broadcast_object_list(start)
     models, step, remaining = start
     if models is not None:

@@ -15,7 +15,6 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.models.base_model import Model, ModelConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -35,6 +34,7 @@ from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
+from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.programs import running_program
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
@@ -379,7 +379,7 @@ class EfficientLVSMModel(Model):
         rows, columns = int(camera.height[0]), int(camera.width[0])
         if (rows, columns) != size and not self._said_size:
             self._said_size = True
-            CONSOLE.print(
+            say(
                 f"Frames of {size[1]}x{size[0]} are computed at {columns}x{rows} and enlarged: the network knows no "
                 "finer ones. For others set --pipeline.model.render-size, in a run's config.yml render_size"
             )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -13,7 +12,6 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import comms, writer
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -21,14 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.lenses import SIDE_MULTIPLE
-from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
-from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol, evaluating
+from elvsm_nerfstudio.evaluation.protocols import Protocol, find_protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_json
-from elvsm_nerfstudio.evaluation.results import plot_against_views
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.named_weights import trained_image_size
 from elvsm_nerfstudio.nn.published_weights import check_state
 from elvsm_nerfstudio.nn.weights import load_network
+from elvsm_nerfstudio.notices import warn
 from elvsm_nerfstudio.programs import running_program, subcommand
 from elvsm_nerfstudio.training.repa import PROJECTORS
 from elvsm_nerfstudio.training.run_config import image_size_of_checkpoint, network_of_checkpoint
@@ -191,8 +190,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
         def summarise_skipped(step: int) -> None:
             path, skipped = list_skipped(step), self.datamanager.skipped_scenes
             if path is not None:
-                CONSOLE.print(
-                    f"[bold yellow]{sum(skipped.values())} samples came from another scene than planned, for "
+                warn(
+                    f"{sum(skipped.values())} samples came from another scene than planned, for "
                     f"{len(skipped)} reasons: {path}"
                 )
 
@@ -213,7 +212,7 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
     @torch.no_grad()
     def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        with self._evaluating():
+        with evaluating(self):
             views, batch = self.datamanager.next_eval(step)
             outputs = self.model(views)
             metrics = self.model.get_metrics_dict(outputs, batch)
@@ -225,8 +224,8 @@ class EfficientLVSMPipeline(VanillaPipeline):
 
         Its rows are context, targets, predictions, and how far each colour is off: absolute, black is right.
         """
-        with self._evaluating():
-            evaluator = Evaluator(self.model, self.datamanager, configured_protocol(self.model, self.datamanager))
+        with evaluating(self):
+            evaluator = Evaluator(ScoredNetwork(self.model), self.datamanager, self._configured_protocol())
             scene = self.datamanager.scene_of_step(step)
             results = evaluator.score(scene)
             height, width = results[0].rgb.shape[:2]
@@ -245,42 +244,19 @@ class EfficientLVSMPipeline(VanillaPipeline):
         Means are per image (``psnr``) and per scene, i.e. of the scenes' means (``psnr_per_scene``). Those that end in
         ``_copy_nearest`` and ``_mean_of_context`` are baselines: what the image of the nearest context view, and the
         mean of all of them, score as they are. In ns-eval a protocol with several numbers of context views gives such
-        averages for each, under ``by_context_views``, and what was evaluated is recorded with the result. Times are not
-        part of it, so that the same evaluation gives the same result; they are written beside it, with a row for every
-        image, where ns-eval says where to write.
+        averages for each, under ``by_context_views``. See ``Evaluation.report``.
 
         Args:
             output_path: folder for pictures: each scene's sheet and each prediction, lossless.
             get_std: adds the standard deviation over images.
         """
         protocol = self._protocol if self.datamanager.test_split == "test" else None
-        protocol = protocol or configured_protocol(self.model, self.datamanager)
-        with self._evaluating():
-            evaluation = Evaluator(self.model, self.datamanager, protocol).run(output_path, get_std)
-        several = len(evaluation.by_views) > 1
-        averages = {"by_context_views": evaluation.by_views} if several else next(iter(evaluation.by_views.values()))
-        details = {
-            "record": evaluation.record,
-            "timing": evaluation.timing,
-            "context": evaluation.context,
-            "images": evaluation.rows,
-        }
-        for path in filter(None, (_ns_eval_output(), output_path and output_path / "metrics.json")):
-            write_json(path.with_suffix(".images.json"), details)
-            CONSOLE.print(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")
-            if several:
-                plot_against_views(path.with_suffix(".png"), protocol.name, evaluation.by_views)
-                CONSOLE.print(f"Plot: {path.with_suffix('.png')}")
-        return {**averages, "record": evaluation.record} if _ns_eval_output() else averages
+        with evaluating(self):
+            evaluator = Evaluator(ScoredNetwork(self.model), self.datamanager, protocol or self._configured_protocol())
+            return evaluator.run(output_path, get_std).report(output_path)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def _configured_protocol(self) -> Protocol:
+        return configured_protocol(self.datamanager, self.config.model.canonical_frame)
 
     # Checkpoints
 
@@ -303,13 +279,3 @@ class EfficientLVSMPipeline(VanillaPipeline):
                 f"the checkpoint is of another architecture than this config ({self.config.model.network}): {error}"
             ) from None
         self.model.load_state_dict(model_state)
-
-
-def _ns_eval_output() -> Optional[Path]:
-    """Where the running ns-eval will write its JSON, which it does not tell the pipeline; None in other programs."""
-    if running_program() != "ns-eval":
-        return None
-    import tyro
-    from nerfstudio.scripts.eval import ComputePSNR
-
-    return tyro.cli(ComputePSNR, args=sys.argv[1:]).output_path

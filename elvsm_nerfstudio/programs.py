@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path, PosixPath, WindowsPath
 from types import TracebackType
-from typing import Optional
+from typing import Any, Optional
 
 import yaml
 
@@ -39,12 +40,22 @@ def subcommand() -> str:
 
 def config_being_read() -> Optional[Path]:
     """The config.yml that nerfstudio's ``eval_setup`` has read, for whoever is called from there."""
+    return next(_locals_of("eval_setup", "config_path"), None)
+
+
+def ns_eval_output() -> Optional[Path]:
+    """Where ns-eval will write its JSON, for whoever is called from there; None in other programs."""
+    evaluations = (program for program in _locals_of("main", "self") if type(program).__name__ == "ComputePSNR")
+    return next((evaluation.output_path for evaluation in evaluations), None)
+
+
+def _locals_of(function: str, variable: str) -> Iterator[Any]:
+    """A variable of the functions of some name that are running, the innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_name == "eval_setup":
-            return frame.f_locals.get("config_path")
+        if frame.f_code.co_name == function and variable in frame.f_locals:
+            yield frame.f_locals[variable]
         frame = frame.f_back
-    return None
 
 
 def read_paths_of_other_systems() -> None:

@@ -19,7 +19,6 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import comms, profiler, writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.misc import step_check
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -28,6 +27,7 @@ from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 from elvsm_nerfstudio.nn.network import fp32_products
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, network_metadata
+from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.pipeline import EfficientLVSMPipeline
 from elvsm_nerfstudio.programs import config_being_read
 from elvsm_nerfstudio.training.checkpoints import (
@@ -290,9 +290,7 @@ class EfficientLVSMTrainer(Trainer):
         saving, self._saving = self._saving, None
         error = None if saving is None else saving.exception()
         if isinstance(error, CheckpointError):
-            CONSOLE.print(
-                f"[bold red]{error} Training goes on; it is tried again in {self.config.steps_per_save} iterations."
-            )
+            say(f"{error} Training goes on; it is tried again in {self.config.steps_per_save} iterations.", "bold red")
         elif error is not None:
             raise error
 
@@ -330,7 +328,7 @@ class EfficientLVSMTrainer(Trainer):
         elif config.load_checkpoint is not None:
             path = config.load_checkpoint
         else:
-            CONSOLE.print("No checkpoint to go on from: training from the beginning.")
+            say("No checkpoint to go on from: training from the beginning.")
             return
         state = read_checkpoint(path)
         if set(state.get("optimizers", {})) != set(self.optimizers.optimizers):
@@ -353,16 +351,16 @@ class EfficientLVSMTrainer(Trainer):
                 f"--max-num-iterations {config.max_num_iterations}: {path} has {state['step'] + 1} behind it, so that "
                 "nothing is left to do. Iterations count from the beginning of training: expected more than those"
             )
-        CONSOLE.print(f"Going on from {path} with iteration {self._start_step} of {config.max_num_iterations}.")
+        say(f"Going on from {path} with iteration {self._start_step} of {config.max_num_iterations}.")
 
     def _load_average(self, path: Path, saved: Optional[dict[str, Any]]) -> None:
         network = self.pipeline.model.network
         if self.average is not None:
             self.average.restart(network, saved["updates"] if saved else 0)
             if not saved:
-                CONSOLE.print(f"[yellow]{path} holds no averaged weights: the average starts from its weights.")
+                warn(f"{path} holds no averaged weights: the average starts from its weights.")
         elif saved:
-            CONSOLE.print(f"[yellow]{path} holds averaged weights; without --ema-decay they are left behind.")
+            warn(f"{path} holds averaged weights; without --ema-decay they are left behind.")
         if saved:
             network.load_state_dict(saved["trained"])
 

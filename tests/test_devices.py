@@ -31,6 +31,7 @@ from elvsm_nerfstudio.evaluation import metrics
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.evaluator import Evaluation, Evaluator
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
@@ -408,7 +409,9 @@ def test_an_evaluation_is_that_of_the_cpu(cuda, collection, tmp_path):
 
     def evaluate(device: str) -> Evaluation:
         pipeline = tiny_pipeline(collection, device=device)
-        return Evaluator(pipeline.model, pipeline.datamanager, protocol).run(tmp_path / device, get_std=True)
+        return Evaluator(ScoredNetwork(pipeline.model), pipeline.datamanager, protocol).run(
+            tmp_path / device, get_std=True
+        )
 
     found, expected = evaluate("cuda"), evaluate("cpu")
     assert found.record == expected.record and found.timing["device"] == "cuda:0"

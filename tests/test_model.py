@@ -15,6 +15,7 @@ from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.data import scene as scene_module
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.nn.network import autocast_dtype
 
 
@@ -94,7 +95,7 @@ def test_frames_are_timed_by_the_call(pipeline, monkeypatch):
 
 def test_an_evaluation_with_several_frames_a_call_gives_the_same_scores(pipeline, monkeypatch):
     evaluator = Evaluator(
-        pipeline.model, pipeline.datamanager, configured_protocol(pipeline.model, pipeline.datamanager)
+        ScoredNetwork(pipeline.model), pipeline.datamanager, configured_protocol(pipeline.datamanager)
     )
     expected = evaluator.run(None, get_std=False)
     monkeypatch.setattr(pipeline.model, "frames_per_call", lambda height, width: 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -12,7 +11,6 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 
 from elvsm_nerfstudio.compare.data import find_scenes, keep_images, keep_settings, keep_split
@@ -28,7 +26,7 @@ from elvsm_nerfstudio.compare.scoring import frame_file, markdown, summary
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version
-from elvsm_nerfstudio.evaluation.timing import processor
+from elvsm_nerfstudio.evaluation.timing import machine
 
 
 def compare(args: CompareOptions) -> dict[str, Any]:
@@ -60,10 +58,10 @@ def compare(args: CompareOptions) -> dict[str, Any]:
     )
     metrics, notes = measured_metrics(settings.image_size)
     for note in notes:
-        console.print(f"[yellow]{note}", soft_wrap=True)
+        console.print(note, style="yellow", markup=False, soft_wrap=True)
     for spec in specs:
         if spec.note is not None and spec.note.startswith(OTHER_DATA):
-            console.print(f"[yellow]{spec.name}: {spec.note}", soft_wrap=True)
+            console.print(f"{spec.name}: {spec.note}", style="yellow", markup=False, soft_wrap=True)
 
     keep_settings(layout, settings)
     split = keep_split(args, layout, loaded)
@@ -132,12 +130,7 @@ def result_of(
         "command": shlex.join(["elvsm", *sys.argv[1:]]),
         "code": code_version(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {
-            "processor": processor(device),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        },
+        "machine": {**machine(device), "device": str(device)},
         "beside": args.beside,
         "data": settings.data,
         "image_size": list(settings.image_size),

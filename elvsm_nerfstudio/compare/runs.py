@@ -99,9 +99,8 @@ def run_all(args: CompareOptions, layout: Layout, settings: Settings, specs: lis
                 record = json.loads(layout.record(spec, job.count, job.scene).read_text())
                 if record["status"] == "failed":
                     first = record["error"].splitlines()[0]
-                    console.print(
-                        f"[yellow]{spec.name} failed on {job.scene}, {job.count} views:[/] {first}", soft_wrap=True
-                    )
+                    said = f"{spec.name} failed on {job.scene}, {job.count} views: {first}"
+                    console.print(said, style="yellow", markup=False, soft_wrap=True)
 
 
 def score_all(

@@ -13,9 +13,9 @@ from torch import Tensor
 from elvsm_nerfstudio.cameras import camera_name, check_cameras, without_scale
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.names import check_file
-from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.data.posed_frames import SCALED_ROTATIONS
 from elvsm_nerfstudio.geometry import opengl_to_opencv, outlying
+from elvsm_nerfstudio.notices import warn_once
 
 MIN_FOCAL_SHARE = 0.05
 """Focal length, in widths of the image, below which it is in other units than pixels: 169 degrees of view."""
@@ -52,14 +52,14 @@ def checked(name: str, outputs: DataparserOutputs, single_precision: bool = True
     _check_intrinsics(cameras, files)
     rotations, scale = without_scale(cameras.camera_to_worlds[:, :, :3], files)
     if scale != 1:
-        say_once("scaled rotations", SCALED_ROTATIONS.format(file=f"scene {name}", scale=scale))
+        warn_once("scaled rotations", SCALED_ROTATIONS.format(file=f"scene {name}", scale=scale))
         poses = torch.cat([rotations, cameras.camera_to_worlds[:, :, 3:]], dim=-1)
         cameras = dataclasses.replace(cameras, camera_to_worlds=poses)
         outputs = dataclasses.replace(outputs, cameras=cameras)
     poses = _poses_of_file(outputs)
     _check_places(poses, single_precision)
     for kind, doubt in _doubts(poses, cameras, files):
-        say_once(kind, f"Scene {name}: {doubt}")
+        warn_once(kind, f"Scene {name}: {doubt}")
     return outputs
 
 

@@ -25,7 +25,6 @@ from torch.nn import Parameter
 from elvsm_nerfstudio.data.chunks import is_chunk_folder
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
-from elvsm_nerfstudio.data.notices import say, say_once
 from elvsm_nerfstudio.data.samples import Sample, StepBatches, TrainingSamples, read_sample, training_batches
 from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.data.scenes import SceneCollection, SceneEntry
@@ -40,6 +39,7 @@ from elvsm_nerfstudio.data.view_samplers import (
     ViewSampler,
     mix_seed,
 )
+from elvsm_nerfstudio.notices import warn, warn_once
 from elvsm_nerfstudio.views import ViewSet
 
 MIN_CROPPED_SHARE = 0.05
@@ -226,9 +226,9 @@ class ViewSetDataManager(VanillaDataManager):
             listed = self.evaluation_index.listed(self.eval_entries, config.index_may_miss_scenes)
             left_out = len(self.eval_entries) - len(listed)
             if left_out:
-                say(f"{left_out} test scenes are not in {self.evaluation_index.path}: left out")
+                warn(f"{left_out} test scenes are not in {self.evaluation_index.path}: left out")
             if self.missing_scenes:
-                say(f"{len(self.missing_scenes)} scenes of {self.evaluation_index.path} are not in the data: left out")
+                warn(f"{len(self.missing_scenes)} scenes of {self.evaluation_index.path} are not in the data: left out")
             self.eval_entries = listed
         if self.evaluation_index is not None and not self.collection.whole_scenes:
             self.collection.hold_out({name: choice.target for name, choice in self.evaluation_index.choices.items()})
@@ -349,7 +349,7 @@ class ViewSetDataManager(VanillaDataManager):
     def _report(self, failures: list[str]) -> None:
         for failure in failures:
             if failure not in self.skipped_scenes:
-                say(f"Skipped: {failure}")
+                warn(f"Skipped: {failure}")
             self.skipped_scenes[failure] = self.skipped_scenes.get(failure, 0) + 1
 
     def get_train_rays_per_batch(self) -> int:
@@ -438,7 +438,7 @@ class ViewSetDataManager(VanillaDataManager):
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None:
             if not self.eval_entries:
-                say_once("no test split", f"{self.config.data} has no test split: a scene of another one is shown.")
+                warn_once("no test split", f"{self.config.data} has no test split: a scene of another one is shown.")
             return next(iter((*self.eval_entries, *self.collection.split("val"), *self.train_entries)))
         return self._entry(self.config.scene)
 
@@ -469,7 +469,7 @@ def _say_what_is_cropped(scene: Scene, images: ImageSpec) -> None:
     resized = images.resized((height, width))
     share = 1 - images.size[0] * images.size[1] / (resized[0] * resized[1])
     if share >= MIN_CROPPED_SHARE:
-        say_once(
+        warn_once(
             "crop",
             f"Images of {width}x{height} (scene {scene.name}) are cropped to {images.size[1]}x{images.size[0]}: "
             f"{share:.0%} of each is cut away. Other aspects: --pipeline.datamanager.image-size HEIGHT WIDTH; "

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
-from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.geometry import cover_size, crop_offset
+from elvsm_nerfstudio.notices import warn_once
 
 # One limit, at which Pillow refuses; from half of it on it would warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -178,7 +178,7 @@ def _turn(
     upright = stored if turn is None else stored[::-1]
     if _fits(stored, expected):
         if 2 <= orientation <= 8 and _fits(upright, expected):
-            say_once(
+            warn_once(
                 "EXIF orientation",
                 f"Image {path} has EXIF orientation {orientation}, and its size does not tell whether its camera has "
                 "it turned: taken as it is stored. If scenes look wrong, turn the pixels and remove the orientation, "

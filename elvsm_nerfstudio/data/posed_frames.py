@@ -16,8 +16,8 @@ from nerfstudio.data.utils.dataparsers_utils import get_train_eval_split_all, ge
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import without_scale
-from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.geometry import opengl_to_opencv
+from elvsm_nerfstudio.notices import warn_once
 
 SCALED_ROTATIONS = (
     "The rotations of the cameras of {file} are all scaled by {scale:.4g}; divided out. If the scene looks wrong, "
@@ -66,7 +66,7 @@ def dataparser_outputs(
     """
     rotation, scale = without_scale(world_to_camera[:, :3, :3].double(), names)
     if scale != 1:
-        say_once("scaled rotations", SCALED_ROTATIONS.format(file=names[0], scale=scale))
+        warn_once("scaled rotations", SCALED_ROTATIONS.format(file=names[0], scale=scale))
     poses = torch.eye(4, dtype=torch.float64).repeat(len(rotation), 1, 1)
     poses[:, :3, :3] = rotation.transpose(1, 2)
     # Not by the transpose: what a rotation lacks of being one counts as often as its centre is far away.

@@ -18,12 +18,12 @@ from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import DataError, duplicates
 from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
-from elvsm_nerfstudio.data.notices import say_once
 from elvsm_nerfstudio.data.parsing import all_frames, by_split, reason, refusal, splits_evenly
 from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataParserConfig
 from elvsm_nerfstudio.data.scene import KeptImages, Scene
+from elvsm_nerfstudio.notices import warn_once
 
 Split = Literal["train", "val", "test"]
 
@@ -172,7 +172,7 @@ class SceneCollection:
         test = frames.get("test", frames.get("val", set())) | held_out
         val = frames.get("val", set()) | held_out
         if "val" not in frames and not splits_evenly(self.dataparser, entry.path):
-            say_once("no val", f"Scene {entry.name} has no val split: a training is validated on its test frames.")
+            warn_once("no val", f"Scene {entry.name} has no val split: a training is validated on its test frames.")
         return Scene(
             entry.name,
             outputs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol
+from typing import Optional, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ class FrameChoice:
     target: tuple[int, ...]
 
 
+@runtime_checkable
 class ViewSampler(Protocol):
     """Chooses the views of one training sample."""
 

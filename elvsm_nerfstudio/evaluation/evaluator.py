@@ -1,17 +1,20 @@
-"""Scores a model on scenes, as a protocol says."""
+"""Scores a method on scenes, as a protocol says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager
 from elvsm_nerfstudio.data.images import DataError
@@ -19,12 +22,34 @@ from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
 from elvsm_nerfstudio.evaluation.protocols import Protocol
-from elvsm_nerfstudio.evaluation.report import sheet, write_image
-from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version, spread
-from elvsm_nerfstudio.evaluation.timing import timed
-from elvsm_nerfstudio.model import EfficientLVSMModel, canonical_frame
-from elvsm_nerfstudio.nn.memory import SceneMemory
-from elvsm_nerfstudio.views import ViewSet
+from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
+from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version, plot_against_views, spread
+from elvsm_nerfstudio.notices import say
+from elvsm_nerfstudio.programs import ns_eval_output
+
+TimedFrames = Callable[[Cameras], Iterator[tuple[Tensor, float]]]
+"""Renders cameras [frame]: the image [height, width, 3] of each, and the ms that it took."""
+
+
+class Scored(typing.Protocol):
+    """A method that is scored."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How it renders, for the result."""
+        ...
+
+    def frames_per_call(self, height: int, width: int) -> int:
+        """Cameras of this size that are rendered in one call."""
+        ...
+
+    def renders(self, scene: EvaluationScene, protocol: Protocol) -> Iterator[tuple[int, TimedFrames, Optional[float]]]:
+        """Numbers of context views, what renders from that many of the scene's context views, and the time in ms that
+        it took to encode them, for methods that do."""
+        ...
 
 
 @dataclass
@@ -35,7 +60,7 @@ class ImageResult:
     context_views: int
     metrics: dict[str, float]
     """With ``_copy_nearest`` and ``_mean_of_context``: what the baselines score."""
-    encode_ms: float
+    encode_ms: Optional[float]
     render_ms: float
     rgb: Tensor
 
@@ -53,8 +78,40 @@ class Evaluation:
     context: dict[str, list[str]]
     """The photos that were context, in their order, of each scene that this process walked."""
 
+    def report(self, pictures: Optional[Path]) -> dict[str, Any]:
+        """The averages; in ns-eval with the record of what was evaluated.
 
-def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManager) -> Protocol:
+        Times are not among them, so that the same evaluation gives the same result; they are written beside it, with a
+        row for every image, where ns-eval says where to write, and into the folder of pictures. So is a plot where
+        several numbers of context views were scored.
+        """
+        several = len(self.by_views) > 1
+        averages = {"by_context_views": self.by_views} if several else next(iter(self.by_views.values()))
+        details = {"record": self.record, "timing": self.timing, "context": self.context, "images": self.rows}
+        output = ns_eval_output()
+        for path in filter(None, (output, pictures and pictures / "metrics.json")):
+            write_json(path.with_suffix(".images.json"), details)
+            say(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")
+            if several:
+                plot_against_views(path.with_suffix(".png"), self.record["protocol"]["name"], self.by_views)
+                say(f"Plot: {path.with_suffix('.png')}")
+        return {**averages, "record": self.record} if output else averages
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A block in which a module is in evaluation mode."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def configured_protocol(
+    datamanager: ViewSetDataManager, canonical_frame: typing.Literal["context", "context+target"] = "context"
+) -> Protocol:
     """The evaluation that the run's own options describe."""
     return Protocol(
         name="as configured",
@@ -62,7 +119,7 @@ def configured_protocol(model: EfficientLVSMModel, datamanager: ViewSetDataManag
         views=datamanager.evaluation_views,
         context_views=(),
         background=datamanager.config.background,
-        canonical_frame=model.config.canonical_frame,
+        canonical_frame=canonical_frame,
     )
 
 
@@ -71,8 +128,8 @@ class Evaluator:
     val scenes of a training, which are reported and left out. Where several processes train together, each walks its
     share of the scenes, and all get the results of all."""
 
-    def __init__(self, model: EfficientLVSMModel, datamanager: ViewSetDataManager, protocol: Protocol):
-        self.model, self.datamanager, self.protocol = model, datamanager, protocol
+    def __init__(self, method: Scored, datamanager: ViewSetDataManager, protocol: Protocol):
+        self.method, self.datamanager, self.protocol = method, datamanager, protocol
         self.images = protocol.images(datamanager.config.image_size)
 
     def run(self, pictures: Optional[Path], get_std: bool) -> Evaluation:
@@ -135,10 +192,7 @@ class Evaluator:
                     "targets_that_are_context": among_context,
                     "fingerprint": fingerprint.hexdigest() if ranks == 1 else None,
                 },
-                "rendering": {
-                    "nearest_views": self.model.config.nearest_views,
-                    "precision": str(self.model.network.autocast_dtype or torch.float32).removeprefix("torch."),
-                },
+                "rendering": self.method.record,
                 "code": code_version(),
             },
             timing={
@@ -147,11 +201,12 @@ class Evaluator:
                     str(count): {
                         name: spread([getattr(r, name) for _, r in results if r.context_views == count])
                         for name in ("encode_ms", "render_ms")
+                        if getattr(results[0][1], name) is not None
                     }
                     for count in sorted({r.context_views for _, r in results})
                 },
-                "device": str(self.model.device),
-                "frames_per_call": self.model.frames_per_call(*self.images.size),
+                "device": str(self.method.device),
+                "frames_per_call": self.method.frames_per_call(*self.images.size),
                 "threads": torch.get_num_threads(),
             },
             context=context,
@@ -174,10 +229,10 @@ class Evaluator:
     def score(self, scene: EvaluationScene) -> list[ImageResult]:
         """Renders and scores each target of a scene from each number of context views."""
         results = []
-        for count, memory, encode_ms in self._memories(scene):
+        for count, timed_frames, encode_ms in self.method.renders(scene, self.protocol):
             context = scene.views.context.select(range(count))
             baselines = {name: baseline(context, scene.views.target)[0] for name, baseline in BASELINES.items()}
-            for index, (rgb, render_ms) in enumerate(self.model.timed_frames(memory, scene.cameras)):
+            for index, (rgb, render_ms) in enumerate(timed_frames(scene.cameras)):
                 truth = scene.views.target.rgb[0, index]
                 metrics = image_metrics(rgb, truth)
                 for baseline, of_baseline in baselines.items():
@@ -191,30 +246,6 @@ class Evaluator:
         predictions = [[r.rgb for r in results if r.context_views == count] for count in counts]
         views = scene.views
         return sheet([list(views.context.rgb[0]), list(views.target.rgb[0]), *predictions])
-
-    def _memories(self, scene: EvaluationScene) -> Iterator[tuple[int, SceneMemory, float]]:
-        """The memory of each number of context views, and the time in ms that it took to get there."""
-        views, network = scene.views, self.model.rendering_network
-        counts = self.protocol.context_views or (views.context.num_views,)
-        if not self.protocol.one_memory:
-            for count in counts:
-                context = views.context.select(range(count))
-                frame = canonical_frame(ViewSet(context, views.target), self.protocol.canonical_frame)
-                memory, encode_ms = timed(self.model.device, lambda c=context, f=frame: network.encode(c, f))
-                yield count, memory, encode_ms
-            return
-        frame = canonical_frame(views, self.protocol.canonical_frame)
-        memory = None
-        for count in range(1, max(counts) + 1):
-            view = views.context.select([count - 1])
-
-            @torch.no_grad()
-            def append(memory=memory, view=view) -> SceneMemory:
-                return network.encode(view, frame) if memory is None else network.append(memory, view)
-
-            memory, encode_ms = timed(self.model.device, append)
-            if count in counts:
-                yield count, memory, encode_ms
 
     def _write_pictures(self, folder: Path, scene: EvaluationScene, results: list[ImageResult]) -> None:
         write_image(folder / f"{scene.name}.png", self.sheet(scene, results))

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal, Optional, Union
 import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
 from elvsm_nerfstudio.data.evaluation_views import ViewRule
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.data.view_samplers import mix_seed
+from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.splatting.initial_points import (
     Initialization,
     InitialPoints,
@@ -48,6 +49,9 @@ class ContextFramesDataManagerConfig(ViewSetDataManagerConfig):
     seed: int = 0
     """Fixes the order of the context frames and the draw of the points."""
 
+    protocol: Annotated[Optional[str], tyro.conf.Suppress] = None
+    """Its frames and images are taken: --pipeline.protocol."""
+
     # Of training on many scenes, and without meaning here: hidden from --help.
     scenes_per_batch: Annotated[int, tyro.conf.Suppress] = 1
     num_target_views: Annotated[int, tyro.conf.Suppress] = 1
@@ -63,6 +67,10 @@ class ContextFramesDataManagerConfig(ViewSetDataManagerConfig):
                 f"--pipeline.datamanager.initial-points {self.initial_points} with points-file {self.points_file}; "
                 "expected a file with 'points', and none without"
             )
+
+    @property
+    def images(self) -> ImageSpec:
+        return super().images if self.protocol is None else find_protocol(self.protocol).images(self.image_size)
 
 
 class ContextFramesDataManager(ViewSetDataManager):
@@ -86,6 +94,7 @@ class ContextFramesDataManager(ViewSetDataManager):
         # Training, evaluation and renders look at the same scene, whatever its split.
         mode = "test" if test_mode == "val" else test_mode
         super().__init__(config, device, mode, world_size, local_rank, **kwargs)
+        self.eval_entries = [self.shown]
         self.context_cameras = self.train_dataset.cameras.to(device)
         indices = range(len(self.train_dataset))
         self.context_images = torch.stack([self.train_dataset.get_image_float32(i) for i in indices]).to(device)
@@ -116,7 +125,7 @@ class ContextFramesDataManager(ViewSetDataManager):
                 self._rendered_for_points(),
             )
         self.initial_points, self.seconds["initial_points"] = points, time.perf_counter() - start
-        CONSOLE.print(
+        say(
             f"{len(self.train_dataset)} context frames of {self.shown.name}; initial points: {points.summary} in "
             f"{self.seconds['initial_points']:.1f} s"
         )
@@ -154,9 +163,15 @@ class ContextFramesDataManager(ViewSetDataManager):
         return self.get_train_rays_per_batch()
 
     @property
+    def evaluation_views(self) -> ViewRule:
+        protocol = self.config.protocol
+        if protocol is not None:
+            return find_protocol(protocol).views
+        return dataclasses.replace(super().evaluation_views, targets_may_be_context=True)
+
+    @property
     def _shown_views(self) -> ViewRule:
-        # What is shown is scored here.
-        return dataclasses.replace(super()._shown_views, allow_fewer=False)
+        return self.evaluation_views  # what is shown is scored here
 
     def _entry_to_show(self) -> SceneEntry:
         if self.config.scene is None and self.collection.whole_scenes:

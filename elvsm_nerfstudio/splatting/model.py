@@ -12,12 +12,12 @@ import tyro
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.models.splatfacto import RGB2SH, SplatfactoModel, SplatfactoModelConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from elvsm_nerfstudio.evaluation.metrics import image_metrics
 from elvsm_nerfstudio.geometry import opengl_to_opencv
+from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.splatting.cpu_rasterizer import rasterization
 from elvsm_nerfstudio.splatting.lens import PinholeView, is_pinhole
 from elvsm_nerfstudio.splatting.rasterization import Backend, choose_backend
@@ -57,7 +57,7 @@ class SparseSplatfactoModel(SplatfactoModel):
 
     def populate_modules(self) -> None:
         self.backend = choose_backend(self.config.backend, self.kwargs["device"])
-        CONSOLE.print(f"Rasterizer: {self.backend} on {self.kwargs['device']}")
+        say(f"Rasterizer: {self.backend} on {self.kwargs['device']}")
         if self.backend == "cpu" and self.config.use_bilateral_grid:
             raise ValueError("--pipeline.model.use-bilateral-grid True needs --pipeline.model.backend gsplat")
         points = self.seed_points

@@ -230,10 +230,11 @@ def test_mean_of_context():
 
 def test_evaluation_reports_both_baselines(plain):
     from elvsm_nerfstudio.evaluation.evaluator import Evaluator, configured_protocol
+    from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 
     pipeline = tiny_pipeline(plain)
     evaluator = Evaluator(
-        pipeline.model, pipeline.datamanager, configured_protocol(pipeline.model, pipeline.datamanager)
+        ScoredNetwork(pipeline.model), pipeline.datamanager, configured_protocol(pipeline.datamanager)
     )
     scene = evaluator.scene(pipeline.datamanager.eval_entries[0], max_targets=1)
     (result,) = evaluator.score(scene)

@@ -16,8 +16,8 @@ from nerfstudio.data.dataparsers.scannet_dataparser import ScanNetDataParserConf
 from PIL import Image
 from test_data import write_colmap_scene
 
+from elvsm_nerfstudio import notices
 from elvsm_nerfstudio.data import images as images_module
-from elvsm_nerfstudio.data import notices
 from elvsm_nerfstudio.data import scene as scene_module
 from elvsm_nerfstudio.data import scenes as scenes_module
 from elvsm_nerfstudio.data.chunks import read_keys
@@ -37,11 +37,11 @@ def said(monkeypatch) -> dict[str, str]:
     """What is said, by kind, as if nothing had been before."""
     notes: dict[str, str] = {}
 
-    def say_once(kind: str, text: str) -> None:
+    def warn_once(kind: str, text: str) -> None:
         notes.setdefault(kind, text)
 
     for module in ("images", "scenes", "camera_checks", "posed_frames"):
-        monkeypatch.setattr(f"elvsm_nerfstudio.data.{module}.say_once", say_once)
+        monkeypatch.setattr(f"elvsm_nerfstudio.data.{module}.warn_once", warn_once)
     return notes
 
 
@@ -514,6 +514,6 @@ def test_a_capture_is_decoded_once_within_a_bound(scene, collection, monkeypatch
 
 def test_notices_are_printed_once_and_are_not_markup(capsys, monkeypatch):
     monkeypatch.setattr(notices, "_said", set())
-    notices.say_once("kind", "file [red]a[/nothing].png")
-    notices.say_once("kind", "again")
+    notices.warn_once("kind", "file [red]a[/nothing].png")
+    notices.warn_once("kind", "again")
     assert capsys.readouterr().out.strip() == "file [red]a[/nothing].png"

@@ -22,7 +22,7 @@ def manager(data, test_mode: str = "test", **options):
 def said(monkeypatch) -> list[str]:
     notes: list[str] = []
     monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.say", notes.append)
-    monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.say_once", lambda kind, text: notes.append(text))
+    monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.warn_once", lambda kind, text: notes.append(text))
     return notes
 
 

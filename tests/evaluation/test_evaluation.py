@@ -1,5 +1,7 @@
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from conftest import make_views
 
 from elvsm_nerfstudio.evaluation.baselines import copy_nearest
 from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
+from elvsm_nerfstudio.programs import ns_eval_output
 
 
 def test_copy_nearest_takes_the_nearest_camera():
@@ -37,3 +40,19 @@ def test_sheet_puts_rows_below_each_other(tmp_path):
     assert picture.shape == (16, 14, 3)
     assert picture[0, 0].tolist() == [255, 0, 0] and picture[0, 13].tolist() == [0, 0, 255]
     assert picture[15, 0].tolist() == [0, 0, 255] and picture[15, 13].tolist() == [255, 255, 255]
+
+
+def test_ns_eval_tells_where_it_writes(tmp_path, monkeypatch):
+    from nerfstudio.scripts import eval as ns_eval
+
+    found = []
+
+    def score(output_path: Path | None, get_std: bool) -> dict[str, float]:
+        found.append(ns_eval_output())
+        return {"psnr": 1.0}
+
+    config = SimpleNamespace(experiment_name="e", method_name="m")
+    pipeline = SimpleNamespace(get_average_eval_image_metrics=score)
+    monkeypatch.setattr(ns_eval, "eval_setup", lambda path: (config, pipeline, tmp_path / "step.ckpt", 0))
+    ns_eval.ComputePSNR(load_config=tmp_path / "config.yml", output_path=tmp_path / "[a] result.json").main()
+    assert found == [tmp_path / "[a] result.json"] and ns_eval_output() is None

@@ -13,12 +13,13 @@ from elvsm_nerfstudio import __version__
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator
 from elvsm_nerfstudio.evaluation.protocols import PROTOCOLS, find_protocol
 from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.geometry import CanonicalFrame
 
 
 def evaluator(data, name: str, **changes) -> Evaluator:
     pipeline = tiny_pipeline(data)
-    return Evaluator(pipeline.model, pipeline.datamanager, replace(find_protocol(name), **changes))
+    return Evaluator(ScoredNetwork(pipeline.model), pipeline.datamanager, replace(find_protocol(name), **changes))
 
 
 @pytest.fixture(scope="module")

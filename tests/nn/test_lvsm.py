@@ -12,6 +12,7 @@ from test_network import parity
 
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.memory import MemoryFileError, load_memory
@@ -339,7 +340,7 @@ def test_views_added_one_by_one_in_evaluation_equal_all_at_once(method, tmp_path
     protocol = replace(find_protocol("incremental"), image_size=(16, 16))
     scores = []
     for changes in ({}, dict(context_views=(8,), one_memory=False)):
-        evaluator = Evaluator(pipeline.model, pipeline.datamanager, replace(protocol, **changes))
+        evaluator = Evaluator(ScoredNetwork(pipeline.model), pipeline.datamanager, replace(protocol, **changes))
         with torch.no_grad():
             scores.append(evaluator.score(evaluator.scene(pipeline.datamanager.eval_entries[0])))
     one_by_one, at_once = scores

@@ -237,5 +237,5 @@ def test_from_training_to_a_splat(scene, weights, tmp_path):
     finally:
         weights.with_suffix(".away").rename(weights)
     record = json.loads((tmp_path / "result.json").read_text())["results"]["record"]
-    assert record["rendered_views"] == rendered
+    assert record["rendering"]["rendered_views"] == rendered
     assert (tmp_path / "splat" / "splat.ply").stat().st_size > 60 * 4 * 14

@@ -2,6 +2,8 @@
 
 import json
 import math
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from conftest import edit_json, run_cli, write_collection, write_scene
 from PIL import Image
 
 from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.view_samplers import FrameChoice
+from elvsm_nerfstudio.method_configs.splatfacto_sparse import splatfacto_sparse
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.model import SparseSplatfactoModel, SparseSplatfactoModelConfig
 
@@ -73,8 +77,13 @@ def test_evaluation_and_renders(workspace, run):
         "--render-output-path", "pictures", cwd=workspace,
     )  # fmt: skip
     results = json.loads((workspace / "result.json").read_text())["results"]
-    assert results["record"]["backend"] == "cpu" and results["record"]["context"] == ["000", "002", "004", "005", "007"]
-    assert [row["image"] for row in results["images"]] == ["001", "003"] and results["num_images"] == 2
+    record, details = results["record"], json.loads((workspace / "result.images.json").read_text())
+    assert record["rendering"]["backend"] == "cpu" and details["record"] == record
+    assert record["rendering"]["context"] == details["context"]["scene_2"] == ["000", "002", "004", "005", "007"]
+    rows = details["images"]
+    assert [row["image"] for row in rows] == ["001", "003"] and results["num_images"] == 2
+    assert results["psnr"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
+    assert details["timing"]["by_context_views"].keys() == {"5"} and (workspace / "pictures" / "scene_2.png").exists()
     prediction = np.asarray(Image.open(workspace / "pictures" / "predictions" / "scene_2" / "001.png")) / 255
     assert prediction.shape == (40, 44, 3)
 
@@ -82,7 +91,15 @@ def test_evaluation_and_renders(workspace, run):
 
     truth = read_image(workspace / "data" / "scene_2" / "images" / "001.png", (50, 60), ImageSpec((40, 44))) / 255
     psnr = -10 * math.log10(np.square(prediction - truth).mean())
-    assert results["images"][0]["psnr"] == pytest.approx(psnr, abs=0.05)
+    assert rows[0]["psnr"] == pytest.approx(psnr, abs=0.05)
+    contexts = [
+        read_image(workspace / "data" / "scene_2" / "images" / f"{i:03d}.png", (50, 60), ImageSpec((40, 44))) / 255
+        for i in (0, 2, 4, 5, 7)
+    ]
+    mean = -10 * math.log10(np.square(np.mean(contexts, axis=0) - truth).mean())
+    assert rows[0]["psnr_mean_of_context"] == pytest.approx(mean, abs=1e-3)
+    copies = [-10 * math.log10(np.square(context - truth).mean()) for context in contexts]
+    assert min(abs(rows[0]["psnr_copy_nearest"] - copy) for copy in copies) < 1e-3
 
     run_cli(
         "ns-render", "dataset", "--load-config", str(run / "config.yml"), "--output-path", "renders", "--split", "test",
@@ -90,6 +107,44 @@ def test_evaluation_and_renders(workspace, run):
     )  # fmt: skip
     rendered = np.asarray(Image.open(workspace / "renders" / "test" / "rgb" / "001.png")) / 255
     assert np.abs(rendered - prediction).max() < 0.01
+
+
+def of_protocol(data: Path, protocol: str, scene: str = "scene_2"):
+    config = deepcopy(splatfacto_sparse.config.pipeline)
+    config.protocol, config.model.backend = protocol, "cpu"
+    config.datamanager = replace(
+        config.datamanager, data=data, scene=scene, image_size=(24, 28), initial_points="random", num_initial_points=50
+    )
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+def test_a_protocols_frames_and_images_are_fitted_and_scored(data, tmp_path):
+    pipeline = of_protocol(data, "objects-4view-black")
+    assert pipeline.datamanager.shown_frames == FrameChoice((0, 1, 2, 3), (4, 5, 6, 7))
+    assert pipeline.datamanager.context_images[:, 0, 0].max() < 0.5, "the background is not black"
+    found = pipeline.get_average_eval_image_metrics(output_path=tmp_path)
+    details = json.loads((tmp_path / "metrics.images.json").read_text())
+    assert details["record"]["protocol"]["name"] == "objects-4view-black" and found["num_images"] == 4
+    assert {row["context_views"] for row in details["images"]} == {4} and found["psnr_copy_nearest"] > 0
+    assert details["record"]["rendering"]["gaussians"] == 50
+
+
+def test_a_protocol_of_several_numbers_of_views_is_refused(data):
+    with pytest.raises(ValueError, match="wide-range: Gaussians are fitted to one number .* 2, 4, 8, 12; expected one"):
+        of_protocol(data, "wide-range")
+
+
+def test_gaussians_of_other_frames_are_refused(workspace, run, monkeypatch):
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    monkeypatch.chdir(workspace)
+
+    def other_frames(config):
+        config.pipeline.datamanager.context_frames = (0, 1, 2)
+        return config
+
+    with pytest.raises(ValueError, match="choose the frames 000, 001, 002 .* expected 000, 002, 004, 005, 007"):
+        eval_setup(run / "config.yml", update_config_callback=other_frames)
 
 
 def test_the_context_is_fitted(workspace, run, monkeypatch):
