@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional
 
+from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.poses.photos import Photo
 
 if TYPE_CHECKING:
@@ -160,12 +161,18 @@ class Mapping:
             if largest is not None and largest.num_reg_images() > 2:
                 break
         if largest is not None:
-            model = self.folder / "sparse" / "0"
-            model.mkdir(parents=True, exist_ok=True)
-            largest.write_binary(model)
+            write_model(largest, self.folder / "sparse" / "0")
             registered(largest.num_reg_images())
         return largest
 
     def _camera_of(self, name: str) -> int:
         with self.colmap.Database.open(self.database) as database:
             return database.read_image_with_name(name).camera_id
+
+
+def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Writes COLMAP's binary files of a model, all of them or none."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with whole(folder) as partial:
+        partial.mkdir()
+        model.write_binary(partial)

@@ -314,7 +314,8 @@ def write_video(output: Path, rooms: list[Room]) -> None:
     if shutil.which("ffmpeg") is None:
         console.print("No walkthrough.mp4: the program ffmpeg is missing")
         return
-    mediapy.write_video(output / "walkthrough.mp4", frames, fps=20)
+    with whole(output / "walkthrough.mp4", suffix=".mp4") as partial:
+        mediapy.write_video(partial, frames, fps=20)
 
 
 def make_room_scenes(args: RoomOptions) -> None:

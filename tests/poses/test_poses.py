@@ -20,7 +20,7 @@ from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.geometry import opengl_to_opencv, pinhole_directions
 from elvsm_nerfstudio.poses import capture as capture_module
 from elvsm_nerfstudio.poses.capture import PoseOptions, PoseReport, make_capture
-from elvsm_nerfstudio.poses.mapping import pairs_to_match
+from elvsm_nerfstudio.poses.mapping import pairs_to_match, write_model
 from elvsm_nerfstudio.poses.photos import EXIF, copy_photos, find_photos
 from elvsm_nerfstudio.poses.video import extract_sharp_frames
 from elvsm_nerfstudio.show.journey import open_capture
@@ -264,6 +264,26 @@ def test_without_pycolmap_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     with pytest.raises(ValueError, match=r"pip install elvsm-nerfstudio\[poses\]"):
         find_poses(tmp_path, tmp_path / "capture")
+
+
+def test_a_model_is_there_whole_or_not_at_all(tmp_path):
+    class Model:
+        def __init__(self, names):
+            self.names = names
+
+        def write_binary(self, folder: Path) -> None:
+            for name in self.names:
+                if name is None:
+                    raise OSError("no space left")
+                (folder / name).write_bytes(b"content")
+
+    model = tmp_path / "sparse" / "0"
+    write_model(Model(["cameras.bin", "stale.bin"]), model)
+    write_model(Model(["cameras.bin", "images.bin"]), model)
+    assert sorted(file.name for file in model.iterdir()) == ["cameras.bin", "images.bin"]
+    with pytest.raises(OSError, match="no space"):
+        write_model(Model(["cameras.bin", None]), model)
+    assert not any((tmp_path / "sparse").iterdir())
 
 
 def test_pairs():

@@ -262,6 +262,20 @@ for pose, picture in zip(poses, renderer.render(mesh, poses, focal)):
 
 
 @needs_opengl
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    from elvsm_nerfstudio.synthetic.rooms import write_video
+
+    def fail(path: Path, frames, fps: int) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("mediapy.write_video", fail)
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    with pytest.raises(OSError, match="no space"):
+        write_video(tmp_path, [])
+    assert not any(tmp_path.iterdir())
+
+
 def test_contact_sheet_and_video_can_be_looked_at(made):
     import mediapy
 
