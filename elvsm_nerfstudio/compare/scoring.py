@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from elvsm_nerfstudio.evaluation.metrics import flip_map, image_metrics
-from elvsm_nerfstudio.evaluation.report import write_image
+from elvsm_nerfstudio.evaluation.report import table_row, write_image
 from elvsm_nerfstudio.evaluation.results import averages, spread
 
 METRICS = {
@@ -108,21 +108,22 @@ def markdown(result: Mapping[str, Any]) -> str:
     head = ["method", *(f"{METRICS[name][0]} {'↑' if METRICS[name][2] else '↓'}" for name in names)]
     head += [f"{label}, {unit}" for label, unit in COSTS.values()]
     for count in result["context_views"]:
-        lines = [f"## {count} context views", _row(head), _row(["---"] * len(head))]
+        lines = [f"## {count} context views", table_row(head), table_row(["---"] * len(head))]
         for method in result["methods"]:
             found = method["summaries"][str(count)]
             title = method["name"]
             if found["num_failed"]:
                 title += f" ({found['num_failed']} of {found['num_failed'] + found['num_done']} scenes failed)"
-            cells = [_metric(found, name) for name in names]
+            cells = [metric_cell(found, name) for name in names]
             costs = [cost(found, name) for name in COSTS]
-            lines.append(_row([title, *cells, *map(_three_digits, costs)]))
+            lines.append(table_row([title, *cells, *map(_three_digits, costs)]))
         parts.append("\n".join(lines))
     parts += [f"- {note}" for note in result["notes"]]
     return "\n\n".join(parts) + "\n"
 
 
-def _metric(found: Mapping[str, Any], name: str) -> str:
+def metric_cell(found: Mapping[str, Any], name: str) -> str:
+    """A metric in a table: mean and deviation of a method's summary."""
     if "metrics" not in found:
         return "failed"
     digits = METRICS[name][3]
@@ -131,7 +132,3 @@ def _metric(found: Mapping[str, Any], name: str) -> str:
 
 def _three_digits(value: Optional[float]) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

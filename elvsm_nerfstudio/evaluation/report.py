@@ -32,6 +32,11 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, "utf8")
 
 
+def table_row(cells: Sequence[Any]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
 def write_figure(path: Path, figure: Figure, transparent: bool = False) -> None:
     """Writes a figure of pyplot as a PNG, under a temporary name first, and closes it."""
     from matplotlib import pyplot as plt

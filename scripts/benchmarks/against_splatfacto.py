@@ -14,7 +14,7 @@ every scene) and PICTURES_turning.webp (the objects from all around, from 4 cont
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -25,9 +25,9 @@ from elvsm_nerfstudio.compare.comparison import compare
 from elvsm_nerfstudio.compare.layout import Layout, MethodSpec, dataparser_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.plots import method_colours
-from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
+from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, metric_cell, read_picture
 from elvsm_nerfstudio.data.scenes import SceneCollection
-from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
+from elvsm_nerfstudio.evaluation.report import sheet, table_row, write_figure, write_image, write_json
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
 from scripts.benchmarks.turning import turn, write_animation
@@ -142,24 +142,13 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
         head = [f"{METRICS[metric][0]} from {counts[0]} views" for metric in shown]
         cells = ["method", *(cell for first in head for cell in (first, *counts[1:]))]
         images = sum(len(scene["targets"]) for scene in result["scenes"])
-        lines = [f"**{name}**: {len(result['scenes'])} scenes, {images} images.", "", _row(cells)]
-        lines.append(_row(["---"] * len(cells)))
+        lines = [f"**{name}**: {len(result['scenes'])} scenes, {images} images.", "", table_row(cells)]
+        lines.append(table_row(["---"] * len(cells)))
         for method in result["methods"]:
             rows = [(method["summaries"][count], metric) for metric in shown for count in counts]
-            lines.append(_row([method["name"], *(_cell(*row) for row in rows)]))
+            lines.append(table_row([method["name"], *(metric_cell(*row) for row in rows)]))
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _cell(found: Mapping[str, Any], metric: str) -> str:
-    if "metrics" not in found:
-        return "failed"
-    digits = METRICS[metric][3]
-    return f"{found['metrics'][metric]:.{digits}f} +- {found['metrics'][f'{metric}_std']:.{digits}f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -36,7 +36,7 @@ from elvsm_nerfstudio.data.realestate10k_dataparser import ENCODED_IMAGES
 from elvsm_nerfstudio.data.samples import StepBatches, TrainingSamples, training_batches
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.data.view_samplers import RandomViewSampler
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import table_row, write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version
 
 SCENES_PER_BATCH, CONTEXT_VIEWS, TARGET_VIEWS = 4, 4, 6
@@ -242,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
             rate = rates[name]
             cells.append(f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f}), {ratio[name]:.2f}x")
         cells.append(f"{rates['bare loop']['median']:.0f}, {ratio['bare loop']:.2f}x")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return "\n".join(lines) + "\n"
 
 
@@ -294,7 +294,7 @@ def main() -> None:
             "seconds_to_open_70000_scenes": measure_opening(),
         }
     write_json(args.output / "benchmark_data.json", result)
-    (args.output / "benchmark_data.md").write_text(table(result))
+    write_text(args.output / "benchmark_data.md", table(result))
     plot(args.output / "benchmark_data.png", result)
     console.print(table(result), markup=False)
     console.print(f"Opening 70,000 scenes, seconds: {result['seconds_to_open_70000_scenes']}")

@@ -23,15 +23,15 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version, spread
-from elvsm_nerfstudio.evaluation.timing import milliseconds, processor
+from elvsm_nerfstudio.evaluation.timing import machine, milliseconds
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.goals import goals
-from scripts.benchmarks.meters import GemmReplay, on_meta, peak_bytes, recorded_gemms
+from scripts.benchmarks.measurements import GemmReplay, on_meta, peak_bytes, recorded_gemms
 from scripts.benchmarks.methods import PATH_FRAMES, Cached, Recomputing, Scene, Upstream
 from scripts.benchmarks.tables import plot, tables
 
@@ -252,7 +252,7 @@ def benchmark(args: Args) -> dict[str, Any]:
     flops_per_ms = rates["precisions"][args.precision]["matmul_tflops"] * 1e9
     result = {
         "code": code_version(),
-        "machine": {"processor": processor(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": machine(device),
         "torch": torch.__version__,
         "beside": args.beside,
         "load_before": load_before,
@@ -276,7 +276,7 @@ def main() -> None:
     result = benchmark(args)
     write_json(args.output / "benchmark_efficiency.json", result)
     text = tables(result)
-    (args.output / "benchmark_efficiency.md").write_text(text)
+    write_text(args.output / "benchmark_efficiency.md", text)
     plot(args.output / "benchmark_efficiency.png", result)
     console.print(text, markup=False, soft_wrap=True)
     console.print(f"{args.output}/benchmark_efficiency.json, .md, .png", soft_wrap=True)

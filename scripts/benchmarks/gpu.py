@@ -43,7 +43,7 @@ from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderCo
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.gpu_page import page
-from scripts.benchmarks.meters import on_meta, peak_bytes
+from scripts.benchmarks.measurements import on_meta, peak_bytes
 from scripts.benchmarks.methods import TARGETS, Cached, Scene, Upstream
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ SIZES = {
 
 
 class Bench:
-    """Networks and meters on one device, with a budget of time.
+    """Networks and their measurements on one device, with a budget of time.
 
     Args:
         seconds: after which no part is begun any more.

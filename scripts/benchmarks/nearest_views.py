@@ -24,7 +24,7 @@ from rich.progress import track
 from elvsm_nerfstudio.data.datamanager import EvaluationScene
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version, spread
 
 console = Console()
@@ -140,7 +140,7 @@ def main() -> None:
         raise SystemExit(f"error: --nearest {args.nearest}: expected numbers from 1 to --context-views")
     result = measure(args)
     write_json(args.output / "nearest_views.json", result)
-    (args.output / "nearest_views.md").write_text(table(result))
+    write_text(args.output / "nearest_views.md", table(result))
     plot(args.output / "nearest_views.png", result)
     console.print(table(result), markup=False)
     console.print(f"{args.output}/nearest_views.json, .md, .png", soft_wrap=True)

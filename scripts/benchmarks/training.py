@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from elvsm_nerfstudio import method_configs
-from elvsm_nerfstudio.evaluation.report import write_json
+from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version, spread
-from elvsm_nerfstudio.evaluation.timing import milliseconds, processor
+from elvsm_nerfstudio.evaluation.timing import machine, milliseconds
 from elvsm_nerfstudio.geometry import CanonicalFrame, pinhole_directions
 from elvsm_nerfstudio.nn import layers
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
@@ -42,7 +42,7 @@ from elvsm_nerfstudio.nn.published_weights import to_published
 from elvsm_nerfstudio.training.flops import count_flops
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.views import Views
-from scripts.benchmarks.meters import on_meta, peak_bytes
+from scripts.benchmarks.measurements import on_meta, peak_bytes
 from scripts.benchmarks.training_tables import plot, tables
 from scripts.benchmarks.upstream_step import UpstreamNetwork, UpstreamStep
 
@@ -323,7 +323,7 @@ def main(args: Args) -> None:
     device = torch.device(args.device)
     result = {
         "code": code_version(),
-        "machine": {"processor": processor(device), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": machine(device),
         "device": args.device,
         "beside": args.beside,
         "load_before": load_before,
@@ -339,7 +339,7 @@ def main(args: Args) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "benchmark_training.json", result)
     text = tables(result)
-    (args.output / "benchmark_training.md").write_text(text, "utf8")
+    write_text(args.output / "benchmark_training.md", text)
     plot(args.output / "benchmark_training.png", result)
     print(text)
 

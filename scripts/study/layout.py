@@ -8,7 +8,7 @@ variants/VARIANT/seed_42/training.json   how it went: commands, times, load
 variants/VARIANT/seed_42/curve.json      validation PSNR of every checkpoint
 variants/VARIANT/seed_42/val.json        scores of the last one, a row for every image; test.json alike
 variants/VARIANT/seed_42/pictures.png    its renders of some validation scenes
-floors/val.json, test.json, pictures.png the same of what needs no learning
+baselines/val.json, test.json, pictures.png the same of what needs no learning
 study.json, study.md, curves.png, views.png, pictures.png
 """
 
@@ -94,12 +94,12 @@ class Layout:
     def run(self, variant: Variant, seed: int) -> Path:
         return self.root / "runs" / self.experiment(variant.name, seed) / variant.method / "run"
 
-    def floors(self, split: Split) -> Path:
-        return self.root / "floors" / f"{split}.json"
+    def baselines(self, split: Split) -> Path:
+        return self.root / "baselines" / f"{split}.json"
 
     @property
-    def floor_pictures(self) -> Path:
-        return self.root / "floors" / "pictures.png"
+    def baseline_pictures(self) -> Path:
+        return self.root / "baselines" / "pictures.png"
 
     def seeds(self, variant: str) -> list[int]:
         """Seeds of which something is there."""

@@ -14,11 +14,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from elvsm_nerfstudio.compare.scoring import METRICS, read_picture
-from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image
+from elvsm_nerfstudio.evaluation.report import sheet, table_row, write_figure, write_image
 from scripts.study.scoring import CURVE_VIEWS, Split
-from scripts.study.variants import BASELINE
+from scripts.study.variants import REFERENCE
 
-FLOOR_TITLES = {"copy_nearest": "copying the nearest context view", "mean_of_context": "the mean of the context views"}
+BASELINE_TITLES = {
+    "copy_nearest": "copying the nearest context view",
+    "mean_of_context": "the mean of the context views",
+}
 
 Result = Mapping[str, Any]
 """The content of study.json, see ``run_study.Study.result``."""
@@ -40,7 +43,7 @@ def markdown(result: Result) -> str:
         parts += [_main_table(result["variants"]), *_by_views(result, "val")]
         parts += ["![Validation PSNR against steps and minutes](curves.png)"]
         parts += ["![Validation PSNR against the number of context views](views.png)"]
-        shown = [*FLOOR_TITLES.values(), *(row["name"] for row in done)]
+        shown = [*BASELINE_TITLES.values(), *(row["name"] for row in done)]
         parts += [
             f"![Validation scenes](pictures.png)\n\nRows from the top: {CURVE_VIEWS} context views, the truth, "
             f"{', '.join(shown)}."
@@ -59,10 +62,10 @@ def markdown(result: Result) -> str:
 
 def _main_table(rows: Sequence[Row]) -> str:
     common = min(row["plan"]["steps"] for row in rows if _finished(row))
-    base = next((row for row in rows if row["name"] == BASELINE and _finished(row)), None)
+    reference = next((row for row in rows if row["name"] == REFERENCE and _finished(row)), None)
     head = [
-        "variant", "what it tests", "seeds", "steps", "minutes", "wall clock", "PSNR", f"over {BASELINE}",
-        f"PSNR after {common:,} steps", f"over {BASELINE}",
+        "variant", "what it tests", "seeds", "steps", "minutes", "wall clock", "PSNR", f"over {REFERENCE}",
+        f"PSNR after {common:,} steps", f"over {REFERENCE}",
     ]  # fmt: skip
     lines = [
         f"Validation PSNR in dB from {CURVE_VIEWS} context views, means over images and seeds (lowest to highest seed "
@@ -70,13 +73,13 @@ def _main_table(rows: Sequence[Row]) -> str:
         "learning rate left. Minutes: of training steps, on a core of its own (wall-clock time x processor time / "
         "wall-clock time of the process); wall clock: of the whole process, start and checkpoints included.",
         "",
-        _line(head),
-        _line(["---"] * len(head)),
+        table_row(head),
+        table_row(["---"] * len(head)),
     ]
     for row in rows:
         if not _finished(row):
             state = "failed" if row["error"] else "not done"
-            lines.append(_line([row["name"], row["tests"], *[state] * (len(head) - 2)]))
+            lines.append(table_row([row["name"], row["tests"], *[state] * (len(head) - 2)]))
             continue
         runs = _runs(row)
         minutes = statistics.fmean(run["training"]["seconds"] for run in runs) / 60
@@ -84,25 +87,26 @@ def _main_table(rows: Sequence[Row]) -> str:
         cells = [row["name"], row["tests"], len(runs), f"{row['plan']['steps']:,}", f"{minutes:.1f}", f"{wall:.1f}"]
         for value in (_at_the_end, lambda run: _after(run["curve"], common)):
             values = [value(run) for run in runs]
-            cells += [_spread(values), _gain(values, base and [value(run) for run in _runs(base)], row is base)]
-        lines.append(_line(cells))
+            compared = reference and [value(run) for run in _runs(reference)]
+            cells += [_spread(values), _gain(values, compared, row is reference)]
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 
 def _by_views(result: Result, split: Split) -> list[str]:
     """A table of each metric against the number of context views."""
     rows = [row for row in result["variants"] if _finished(row) and any(split in run for run in _runs(row))]
-    floors = result["floors"][split]
+    baselines = result["baselines"][split]
     counts = [str(count) for count in result["settings"]["context_views"]]
-    example = next(iter(floors.values()))[counts[0]]
+    example = next(iter(baselines.values()))[counts[0]]
     images, scenes = (int(example[name]) for name in ("num_images", "num_scenes"))
     title = {"val": "Validation", "test": "Test"}[split]
     parts = [f"## {title} split by number of context views: {scenes} scenes, {images} images; +- over images"]
     for metric in (name for name in METRICS if name in example):
         label, unit, higher, digits = METRICS[metric]
         head = [f"{label}{f' in {unit}' if unit else ''} {'↑' if higher else '↓'}", *counts]
-        lines = [_line(head), _line(["---"] * len(head))]
-        tables = [(FLOOR_TITLES[name], [scores]) for name, scores in floors.items()]
+        lines = [table_row(head), table_row(["---"] * len(head))]
+        tables = [(BASELINE_TITLES[name], [scores]) for name, scores in baselines.items()]
         tables += [(row["name"], [run[split] for run in _runs(row) if split in run]) for row in rows]
         for name, seeds in tables:
             cells = []
@@ -111,7 +115,7 @@ def _by_views(result: Result, split: Split) -> list[str]:
                     statistics.fmean(scores[count][key] for scores in seeds) for key in (metric, f"{metric}_std")
                 )
                 cells.append(f"{mean:.{digits}f} +- {std:.{digits}f}")
-            lines.append(_line([name, *cells]))
+            lines.append(table_row([name, *cells]))
         parts.append("\n".join(lines))
     return parts
 
@@ -122,9 +126,9 @@ def write_curves(path: Path, result: Result) -> None:
     for axis, key, label in zip(axes, ("step", "minutes"), ("steps", "minutes of training steps")):
         for run, style in _styled(result):
             axis.plot([p[key] for p in run["curve"]], [p["psnr"] for p in run["curve"]], markersize=3, **style)
-        for (name, scores), dashes in zip(result["floors"]["val"].items(), ("--", ":")):
+        for (name, scores), dashes in zip(result["baselines"]["val"].items(), ("--", ":")):
             level = scores[str(CURVE_VIEWS)]["psnr"]
-            axis.axhline(level, color="grey", linestyle=dashes, linewidth=1, label=FLOOR_TITLES[name])
+            axis.axhline(level, color="grey", linestyle=dashes, linewidth=1, label=BASELINE_TITLES[name])
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"validation PSNR in dB, {CURVE_VIEWS} context views")
@@ -132,14 +136,14 @@ def write_curves(path: Path, result: Result) -> None:
 
 
 def write_views(path: Path, result: Result) -> None:
-    """Validation PSNR against the number of context views, with the floors."""
+    """Validation PSNR against the number of context views, with the baselines."""
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained", dpi=110)
     counts = result["settings"]["context_views"]
     for run, style in _styled(result):
         axis.plot(counts, [run["val"][str(count)]["psnr"] for count in counts], **style)
-    for (name, scores), dashes in zip(result["floors"]["val"].items(), ("--", ":")):
+    for (name, scores), dashes in zip(result["baselines"]["val"].items(), ("--", ":")):
         levels = [scores[str(count)]["psnr"] for count in counts]
-        axis.plot(counts, levels, color="grey", linestyle=dashes, label=FLOOR_TITLES[name])
+        axis.plot(counts, levels, color="grey", linestyle=dashes, label=BASELINE_TITLES[name])
     axis.set(xlabel="context views", ylabel="validation PSNR in dB", xscale="log")
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
@@ -147,10 +151,10 @@ def write_views(path: Path, result: Result) -> None:
     _finish(figure, axis, path)
 
 
-def write_pictures(path: Path, floors: Path, rows: Sequence[Path]) -> None:
-    """The floors' sheet, and below it a row of renders for each variant."""
+def write_pictures(path: Path, baselines: Path, rows: Sequence[Path]) -> None:
+    """The baselines' sheet, and below it a row of renders for each variant."""
     height = read_picture(rows[0]).shape[0]
-    top = read_picture(floors)
+    top = read_picture(baselines)
     # The sheet's own rows again, so that the gaps are the same.
     gap = sheet([[top], [top]]).shape[0] - 2 * top.shape[0]
     bands = [top[first : first + height] for first in range(0, top.shape[0], height + gap)]
@@ -200,11 +204,7 @@ def _spread(values: Sequence[Optional[float]]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
-def _gain(values: Sequence[Optional[float]], base: Optional[Sequence[Optional[float]]], itself: bool) -> str:
-    if base is None or itself or None in values or None in base:
+def _gain(values: Sequence[Optional[float]], reference: Optional[Sequence[Optional[float]]], itself: bool) -> str:
+    if reference is None or itself or None in values or None in reference:
         return "–"
-    return f"{statistics.fmean(values) - statistics.fmean(base):+.2f}"
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return f"{statistics.fmean(values) - statistics.fmean(reference):+.2f}"

@@ -10,7 +10,6 @@ seeds and --score-test can be added. OUTPUT/study.md has the tables, scripts/stu
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import signal
@@ -33,7 +32,7 @@ from elvsm_nerfstudio.data.evaluation_views import choose_evaluation_views
 from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import code_version
-from elvsm_nerfstudio.evaluation.timing import processor
+from elvsm_nerfstudio.evaluation.timing import machine
 from scripts.study.layout import Layout, Settings, keep_settings, read_json
 from scripts.study.report import markdown, write_curves, write_pictures, write_views
 from scripts.study.scoring import CURVE_VIEWS, Scorer, view_rule
@@ -183,7 +182,7 @@ class Study:
         if pictures := [layout.pictures(name, seeds[0]) for name, seeds in scored.items() if seeds]:
             write_curves(layout.root / "curves.png", result)
             write_views(layout.root / "views.png", result)
-            write_pictures(layout.root / "pictures.png", layout.floor_pictures, pictures)
+            write_pictures(layout.root / "pictures.png", layout.baseline_pictures, pictures)
         return result
 
     def result(self) -> dict[str, Any]:
@@ -214,10 +213,10 @@ class Study:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "nerfstudio", "lpips")},
             },
-            "machine": {"processor": processor(device), "cores": os.cpu_count(), "device": str(device)},
+            "machine": {**machine(device), "device": str(device)},
             "settings": asdict(self.settings),
             "variants": rows,
-            "floors": {split: self.scorer.floors(layout, split, config) for split in sorted(splits)},
+            "baselines": {split: self.scorer.baselines(layout, split, config) for split in sorted(splits)},
         }
 
 

@@ -33,7 +33,7 @@ NUM_PICTURES = 8
 """Scenes with a picture."""
 
 Render = Callable[[Views, Views], Float[Tensor, "scene target height width 3"]]
-"""Renders targets from context views: a network or a floor."""
+"""Renders targets from context views: a network or a baseline."""
 Measure = Callable[[Tensor, Tensor], dict[str, float]]
 """Metrics of a prediction and the truth."""
 
@@ -107,18 +107,20 @@ class Scorer:
             write_json(path, {"images": score(network, scenes, self.settings.context_views, all_metrics)})
         return by_views(read_json(path)["images"])
 
-    def floors(self, layout: Layout, split: Split, config: Path) -> dict[str, dict[str, Any]]:
+    def baselines(self, layout: Layout, split: Split, config: Path) -> dict[str, dict[str, Any]]:
         """Averages of what needs no learning, each by number of context views."""
-        path = layout.floors(split)
+        path = layout.baselines(split)
         if not path.exists():
             scenes, counts = self.scenes(split, config), self.settings.context_views
             if split == "val":
                 shown = shown_scenes(scenes)
                 context = [[scene.views.context.rgb[0, view] for scene in shown] for view in range(CURVE_VIEWS)]
                 truth = [scene.views.target.rgb[0, 0] for scene in shown]
-                renders = [pictures(floor, scenes) for floor in BASELINES.values()]
-                write_image(layout.floor_pictures, sheet([*context, truth, *renders]))
-            write_json(path, {name: score(floor, scenes, counts, all_metrics) for name, floor in BASELINES.items()})
+                renders = [pictures(baseline, scenes) for baseline in BASELINES.values()]
+                write_image(layout.baseline_pictures, sheet([*context, truth, *renders]))
+            write_json(
+                path, {name: score(baseline, scenes, counts, all_metrics) for name, baseline in BASELINES.items()}
+            )
         return {name: by_views(rows) for name, rows in read_json(path).items()}
 
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-BASELINE = "paper-exact"
+REFERENCE = "paper-exact"
 """What the others are compared with."""
 
 SAME_FOR_ALL = {
@@ -54,7 +54,7 @@ def _pipeline(options: Mapping[str, str]) -> dict[str, str]:
 
 
 VARIANTS = (
-    _paper(BASELINE, "the paper: rays in the tokens alone, 4 context views"),
+    _paper(REFERENCE, "the paper: rays in the tokens alone, 4 context views"),
     _paper("prope", "relative camera encoding, still 4 context views", model__network__camera_encoding="prope"),
     Variant(
         "plus-adamw",

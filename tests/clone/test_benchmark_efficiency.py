@@ -114,7 +114,7 @@ def test_what_is_kept_can_be_appended_to_again(network):
 
 
 def test_peak_memory_is_exact():
-    from scripts.benchmarks.meters import peak_bytes
+    from scripts.benchmarks.measurements import peak_bytes
 
     def run(held: list[torch.Tensor]) -> torch.Tensor:
         held.append(torch.empty(1000, dtype=torch.uint8))
@@ -127,7 +127,7 @@ def test_peak_memory_is_exact():
 
 
 def test_matrix_products_are_recorded_and_replayed():
-    from scripts.benchmarks.meters import GemmReplay, on_meta, recorded_gemms
+    from scripts.benchmarks.measurements import GemmReplay, on_meta, recorded_gemms
 
     with torch.device("meta"):
         layer, x, q = nn.Linear(4, 6, bias=False), torch.empty(3, 5, 4), torch.empty(1, 2, 7, 8)

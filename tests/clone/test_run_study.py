@@ -233,7 +233,7 @@ def test_a_training_goes_on_from_its_checkpoint_and_is_not_repeated(data, tmp_pa
 # Scores
 
 
-def test_scores_are_of_the_first_views_for_floors_and_networks_alike(data, tmp_path):
+def test_scores_are_of_the_first_views_for_baselines_and_networks_alike(data, tmp_path):
     from scripts.study.scoring import Scorer, by_views, only_psnr, score
 
     run = write_run(tmp_path, data)
@@ -302,7 +302,7 @@ def result() -> dict:
         "machine": {"processor": "a processor", "device": "cpu"},
         "settings": settings,
         "variants": rows,
-        "floors": {"val": {"copy_nearest": scores(8.0), "mean_of_context": scores(9.0)}},
+        "baselines": {"val": {"copy_nearest": scores(8.0), "mean_of_context": scores(9.0)}},
     }
 
 
@@ -331,7 +331,7 @@ def test_the_test_split_has_tables_where_it_was_scored(result):
     from scripts.study.report import markdown
 
     result["variants"][1]["seeds"]["0"]["test"] = scores(20.0)
-    result["floors"]["test"] = result["floors"]["val"]
+    result["baselines"]["test"] = result["baselines"]["val"]
     text = markdown(result).split("## Test split")[1]
     assert "| plus | 21.00 +- 2.00 |" in text and "| paper-exact |" not in text
 
@@ -354,10 +354,10 @@ def test_plots_and_pictures_are_written(result, tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("curves.png", "views.png"))
 
     images = torch.arange(8).float()[:, None, None, None].expand(8, 4, 6, 3) / 10
-    write_image(tmp_path / "floors.png", sheet([list(images[:2]), list(images[2:4])]))
+    write_image(tmp_path / "baselines.png", sheet([list(images[:2]), list(images[2:4])]))
     for index in (4, 6):
         write_image(tmp_path / f"{index}.png", sheet([list(images[index : index + 2])]))
-    write_pictures(tmp_path / "all.png", tmp_path / "floors.png", [tmp_path / "4.png", tmp_path / "6.png"])
+    write_pictures(tmp_path / "all.png", tmp_path / "baselines.png", [tmp_path / "4.png", tmp_path / "6.png"])
     expected = sheet([list(images[i : i + 2]) for i in (0, 2, 4, 6)])
     torch.testing.assert_close(read_picture(tmp_path / "all.png"), expected, atol=0.003, rtol=0)
 

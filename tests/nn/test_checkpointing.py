@@ -3,10 +3,10 @@
 import pytest
 import torch
 from conftest import make_views
-from scripts.benchmarks.measurements import peak_bytes
 
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
+from scripts.benchmarks.measurements import peak_bytes
 
 SIZES = dict(width=32, num_layers=4, head_dim=16)
 CONFIGS = {

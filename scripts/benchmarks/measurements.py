@@ -1,4 +1,4 @@
-"""What networks are measured with: counted FLOPs, times, peak memory, and the matmul rate of the same shapes."""
+"""What networks are measured with: times, peak memory, and the matmul rate of the same shapes."""
 
 from __future__ import annotations
 
