@@ -8,7 +8,6 @@ from typing import Any, Literal, Optional
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -16,6 +15,7 @@ from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.view_dataset import ViewDataset
 from elvsm_nerfstudio.geometry import nearest_views
+from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.initial_points import InitialPoints
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
@@ -114,20 +114,18 @@ class RenderedViewsDataManager(ContextFramesDataManager):
 
         trusted = trust(left_out and left_out.gain, context.num_views)
         share = SHARE * trusted if config.rendered_share is None else config.rendered_share
-        CONSOLE.print(
-            f"{len(cameras)} views rendered {placed.arrangement}, {size[0]} x {size[1]}, with {config.weights}"
-        )
+        say(f"{len(cameras)} views rendered {placed.arrangement}, {size[0]} x {size[1]}, with {config.weights}")
         if left_out is None:
-            CONSOLE.print("[bold yellow]One context frame leaves none to try the weights on: they are trusted")
+            warn("One context frame leaves none to try the weights on: they are trusted")
         else:
-            CONSOLE.print(
+            say(
                 f"Context frames predicted from the others: {left_out.network:.2f} dB by {config.weights}, "
                 f"{left_out.mean:.2f} by their mean, {left_out.nearest:.2f} by the nearest of them, "
                 f"{left_out.colour:.2f} by their mean colour"
             )
         if share == 0:
-            CONSOLE.print(
-                f"[bold yellow]{config.weights} does not know scenes like {self.shown.name}: its renders are not used. "
+            warn(
+                f"{config.weights} does not know scenes like {self.shown.name}: its renders are not used. "
                 "Other weights: --pipeline.datamanager.weights; to use them all the same: "
                 "--pipeline.datamanager.rendered-share 0.5"
             )
