@@ -39,10 +39,10 @@ class ScoredNetwork:
         return self.model.frames_per_call(height, width)
 
     def renders(self, scene: EvaluationScene, protocol: Protocol) -> Iterator[tuple[int, TimedFrames, float]]:
-        for count, memory, encode_ms in self._memories(scene.views, protocol):
+        for count, memory, encode_ms in self.memories(scene.views, protocol):
             yield count, partial(self.model.timed_frames, memory), encode_ms
 
-    def _memories(self, views: ViewSet, protocol: Protocol) -> Iterator[tuple[int, SceneMemory, float]]:
+    def memories(self, views: ViewSet, protocol: Protocol) -> Iterator[tuple[int, SceneMemory, float]]:
         """The memory of each number of context views, and the time in ms that it took to get there."""
         network = self.model.rendering_network
         counts = protocol.context_views or (views.context.num_views,)

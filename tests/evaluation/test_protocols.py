@@ -93,7 +93,7 @@ def test_canonical_frame_is_the_protocols(chunks):
         centres = [views.context.camera_to_world[:, :, :3, 3]]
         if name == "re10k-2view-256":
             centres.append(views.target.camera_to_world[:, :, :3, 3])
-        ((_, memory, _),) = walk._memories(walk.scene(walk.datamanager.eval_entries[0]))
+        ((_, memory, _),) = walk.method.memories(views, walk.protocol)
         assert torch.allclose(memory.frame.centre, torch.cat(centres, dim=1).mean(dim=1), atol=1e-6)
 
 
@@ -121,14 +121,14 @@ def test_wide_range_refuses_scenes_with_too_few_views(collection):
 def test_incremental_memory_equals_encoding_the_same_views_at_once(many_views):
     walk = evaluator(many_views, "incremental")
     scene = walk.scene(walk.datamanager.eval_entries[0])
-    memories = list(walk._memories(scene))
+    memories = list(walk.method.memories(scene.views, walk.protocol))
     assert [count for count, _, _ in memories] == list(range(1, 9))
     frame = CanonicalFrame.estimate(scene.views.context.camera_to_world)
     with torch.no_grad():
         for count, memory, _ in memories:
-            at_once = walk.model.network.encode(scene.views.context.select(range(count)), frame)
+            at_once = walk.method.model.network.encode(scene.views.context.select(range(count)), frame)
             rendered, expected = (
-                walk.model.network.decode(m, scene.views.target.select([0])) for m in (memory, at_once)
+                walk.method.model.network.decode(m, scene.views.target.select([0])) for m in (memory, at_once)
             )
             assert torch.allclose(rendered, expected, atol=1e-5)
     timing = walk.run(None, get_std=False).timing
