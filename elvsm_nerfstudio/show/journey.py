@@ -166,6 +166,7 @@ def _make_pictures(
 ) -> dict[str, Any]:
     """Writes video and sheet, and returns what the report says of them."""
     scene, shown = datamanager.collection.load(datamanager.shown), datamanager.shown_scene(max_targets=1)
+    model.set_context(shown.views)  # to be encoded again, so that the time can be told
     with stages.stage("Context views", 1) as stage:
         memory, encode_ms = timed(model.device, model.memory)
         stage.advance()

@@ -19,6 +19,7 @@ from elvsm_nerfstudio.geometry import opengl_to_opencv, pinhole_directions
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.weights import save_weights
+from elvsm_nerfstudio.show import journey
 from elvsm_nerfstudio.show.expectations import expectations, share_cut_off, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
 from elvsm_nerfstudio.show.journey import film_path
@@ -162,8 +163,10 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, m
     capture = write_scene(tmp_path / "chairs", num_frames=12, size=photo)
     output = tmp_path / "shown"
     args = ["show", str(capture), "--output", str(output), "--seconds", "0.5", "--num-context-views", "3"]
-    grids = []
-    render = EfficientLVSMModel._render_on_grid
+    grids, encoded, timed = [], [], journey.timed
+    render, encode = EfficientLVSMModel._render_on_grid, EfficientLVSMModel._encode
+    monkeypatch.setattr(EfficientLVSMModel, "_encode", lambda *a: (encoded.append(1), encode(*a))[1])
+    monkeypatch.setattr(journey, "timed", lambda *a: (encoded.append("timed"), timed(*a))[1])
     monkeypatch.setattr(EfficientLVSMModel, "_render_on_grid", lambda *a: (grids.append(a[3:]), render(*a))[1])
     main([*args, "--gif"])
     printed = capsys.readouterr().out
@@ -173,6 +176,7 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, m
     assert tuple(report["size"]) == size and len(report["context"]) == 3 and report["poses"] is None
     assert not set(report["context"]) & set(report["photos_not_given"]) and len(report["psnr_not_given"]) == 6
     frames, shape = read_video(output / "video.mp4")
+    assert encoded[:3] == [1, "timed", 1] and 1 not in encoded[3:], "the time is that of encoding"
     assert grids == (frames + 6) * [(0, 0), (0, 4), (4, 0), (4, 4)] and report["shifted_grids"] == 4
     assert frames == 12 and shape == tuple(448 // min(size) * side for side in size)
     config = Path(report["run"])
