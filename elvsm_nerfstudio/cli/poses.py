@@ -3,7 +3,7 @@
     elvsm poses PHOTOS --output CAPTURE                       # a folder of photos
     elvsm poses VIDEO.mp4 --output CAPTURE --num-frames 80    # sharp frames at even spacing
 
-COLMAP runs on the CPU, by the package pycolmap (`pip install elvsm-nerfstudio[poses]`); the program COLMAP is not
+COLMAP runs on the CPU, by the package pycolmap (`pip install 'elvsm-nerfstudio[poses]'`); the program COLMAP is not
 needed. Called again after an interruption it goes on. Beside transforms.json are poses.json, the report, and poses.png,
 a picture of cameras and points.
 """

@@ -123,8 +123,8 @@ def weights_path(weights: Path | str) -> Path:
         names = [PRETRAINED, *PUBLISHED]
         close = difflib.get_close_matches(text, names, n=1)
         raise ValueError(
-            f"{text}: found neither weights of that name nor a file; "
-            + (f"did you mean {close[0]}? " if close else "")
+            f"{text}: found neither weights of that name nor a file"
+            + (f"; did you mean {close[0]}? " if close else ". ")
             + f"Expected {', '.join(names)}, hf://OWNER/REPO/FILE or a path. `elvsm weights` says what they are"
         )
     return path

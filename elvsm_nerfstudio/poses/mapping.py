@@ -39,7 +39,7 @@ def load_pycolmap():
     except ImportError as error:
         raise ValueError(
             f"finding cameras needs the package pycolmap ({error}); install it with "
-            "`pip install elvsm-nerfstudio[poses]`"
+            "`pip install 'elvsm-nerfstudio[poses]'`"
         ) from None
     pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
     return pycolmap

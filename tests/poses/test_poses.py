@@ -262,7 +262,7 @@ def test_folders_that_cannot_be_used(files, message, tmp_path):
 
 def test_without_pycolmap_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pycolmap", None)
-    with pytest.raises(ValueError, match=r"pip install elvsm-nerfstudio\[poses\]"):
+    with pytest.raises(ValueError, match=r"pip install 'elvsm-nerfstudio\[poses\]'"):
         find_poses(tmp_path, tmp_path / "capture")
 
 
@@ -395,8 +395,25 @@ def test_cameras_of_real_photos_are_found(name, step, registered, tmp_path):
     for photo in sorted((scene / "images").iterdir())[::step]:
         shutil.copy(photo, folder)
     report = find_poses(folder, tmp_path / "capture")
-    frames = json.loads((scene / "transforms.json").read_text())["frames"]
-    expected = {Path(frame["file_path"]).name: np.array(frame["transform_matrix"]) for frame in frames}
-    rotation, centre = errors(tmp_path / "capture", expected)
+    rotation, centre = errors(tmp_path / "capture", known_poses(scene))
     assert report.registered >= registered
     assert rotation < 1.5 and centre < 0.01
+
+
+def known_poses(scene: Path) -> dict[str, np.ndarray]:
+    frames = json.loads((scene / "transforms.json").read_text())["frames"]
+    return {Path(frame["file_path"]).name: np.array(frame["transform_matrix"]) for frame in frames}
+
+
+@pytest.mark.slow
+def test_show_from_all_photos_of_a_real_capture_alone(tmp_path, capsys):
+    pytest.importorskip("pycolmap")
+    scene, output = need_shared("data/mary_rose"), tmp_path / "shown"
+    main(["show", str(scene / "images"), "--output", str(output), "--seconds", "1"])
+    said = capsys.readouterr()
+    report = json.loads((output / "show.json").read_text())
+    rotation, centre = errors(output / "capture", known_poses(scene))
+    assert report["poses"]["registered"] == 69 and rotation < 0.5 and centre < 0.005
+    assert report["way"] == "around the scene" and min(report["psnr_not_given"]) > 10
+    assert (output / "video.mp4").stat().st_size > 10_000
+    assert "69 of 69 photos have a camera" in said.out and "arning" not in said.out + said.err
