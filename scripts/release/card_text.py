@@ -206,7 +206,7 @@ left in this place.
 
 ![Training curve]({curve_picture})
 
-*Training batches have {context} context views, validation objects {validation_views}.*
+*{curve_stages}. Training batches have {context} context views, validation objects {validation_views}.*
 
 ## Data
 
@@ -243,3 +243,10 @@ was trained on them or chosen by these scores.
 def relative(path: Path, card: Path) -> str:
     """A file's name as the card links to it."""
     return path.relative_to(card.parent).as_posix()
+
+
+def last_stages(shown: int, stages: int) -> str:
+    """Which of the stages a curve shows: the last ones."""
+    if shown == stages:
+        return "All stages" if stages > 1 else "The whole training"
+    return f"Stages {stages - shown + 1} to {stages}" if shown > 1 else f"Stage {stages}"

@@ -28,7 +28,7 @@ import tyro
 
 from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
-from elvsm_nerfstudio.evaluation.training_curves import read_curves, read_scalars, write_curves
+from elvsm_nerfstudio.evaluation.training_curves import Curve, read_curves, read_scalars, write_curves
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights import load_network, read_weights
@@ -104,8 +104,7 @@ def make_model_card(args: Args) -> Path:
         OSError: where something cannot be written.
     """
     config = read_config(args.load_config, "--load-config")
-    run = args.load_config.parent
-    curves = read_curves(run)
+    curves = joined_curves([*args.earlier_runs, args.load_config])
     weights = exported(args)
     scored = score(weights, config.method_name, args.data, args.work_dir)
     scanned = ""
@@ -154,6 +153,7 @@ def make_model_card(args: Args) -> Path:
         views_picture=text.relative(pictures["views"], card),
         samples_picture=text.relative(pictures["samples"], card),
         curve_picture=text.relative(pictures["curve"], card),
+        curve_stages=text.last_stages(len(args.earlier_runs) + 1, len(stages)),
         scanned=scanned,
         lenses=lenses,
         stages=text.stages_text(stages),
@@ -166,6 +166,20 @@ def make_model_card(args: Args) -> Path:
     write_json(stages_file(args.output), stages)
     write_text(card, content)
     return card
+
+
+def joined_curves(runs: Sequence[Path]) -> dict[str, Curve]:
+    """The curves of runs, given by their config.yml, of which each goes on from the one before."""
+    joined: dict[str, Curve] = {}
+    steps = minutes = 0.0
+    for run in runs:
+        curves = read_curves(run.parent)
+        for name, curve in curves.items():
+            later = [{**row, "step": row["step"] + steps, "minutes": row["minutes"] + minutes} for row in curve]
+            joined.setdefault(name, []).extend(later)
+        steps += last_step(run) + 1
+        minutes += max(row["minutes"] for curve in curves.values() for row in curve)
+    return joined
 
 
 def stages_file(weights: Path) -> Path:

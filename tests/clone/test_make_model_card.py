@@ -82,6 +82,18 @@ def test_the_card_names_the_commands_of_every_stage(tmp_path):
     )
 
 
+def test_the_curve_goes_through_the_stages(tmp_path, monkeypatch):
+    curves = {
+        "training batches": [{"step": 0, "minutes": 0.0, "psnr": 12.0}, {"step": 9, "minutes": 3.0, "psnr": 14.0}]
+    }
+    monkeypatch.setattr(script, "read_curves", lambda run: curves)
+    monkeypatch.setattr(script, "last_step", lambda run: 10)
+    (joined,) = script.joined_curves([tmp_path / "a/config.yml", tmp_path / "b/config.yml"]).values()
+    assert [(row["step"], row["minutes"]) for row in joined] == [(0, 0), (9, 3), (11, 3), (20, 6)]
+    shown = [text.last_stages(*counts) for counts in ((1, 1), (3, 3), (1, 3), (2, 5))]
+    assert shown == ["The whole training", "All stages", "Stage 3", "Stages 4 to 5"]
+
+
 def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, monkeypatch):
     configs = {}
     for name, start in (("first", "pretrained"), ("last", "first.safetensors")):
