@@ -21,7 +21,7 @@ def manager(data, test_mode: str = "test", **options):
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
     notes: list[str] = []
-    monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.say", notes.append)
+    monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.warn", notes.append)
     monkeypatch.setattr("elvsm_nerfstudio.data.datamanager.warn_once", lambda kind, text: notes.append(text))
     return notes
 
