@@ -31,6 +31,7 @@ TimedFrames = Callable[[Cameras], Iterator[tuple[Tensor, float]]]
 """Renders cameras [frame]: the image [height, width, 3] of each, and the ms that it took."""
 
 
+@typing.runtime_checkable
 class Scored(typing.Protocol):
     """A method that is scored."""
 
