@@ -17,6 +17,7 @@ from nerfstudio.configs.method_configs import AnnotatedBaseConfigUnion
 from nerfstudio.scripts.train import train_loop
 from nerfstudio.utils import comms
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.rendezvous import rendezvous
 
 from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.trainer import EfficientLVSMTrainerConfig
@@ -56,7 +57,7 @@ def main(args: Optional[list[str]] = None) -> None:
     cuda = config.machine.device_type == "cuda"
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+    _join("nccl" if cuda else "gloo")
     for first in range(0, world_size, local_world_size):
         group = dist.new_group(list(range(first, first + local_world_size)))
         if first <= rank < first + local_world_size:
@@ -66,6 +67,17 @@ def main(args: Optional[list[str]] = None) -> None:
         train_loop(local_rank, world_size, config, rank)
         comms.synchronize()
     dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Makes the process group with the others of this start.
+
+    torchrun (of torch 2.14) keeps one store for all starts, in which the addresses of processes that are gone still
+    stand: whoever reads them waits for the dead. Each start has a part of the store of its own.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=world_size)
 
 
 def _prepare(config: EfficientLVSMTrainerConfig, rank: int) -> bool:

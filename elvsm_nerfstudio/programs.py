@@ -18,6 +18,7 @@ import yaml
 _PACKAGE = Path(__file__).parent
 _MODULES = {
     "nerfstudio.scripts.train": "ns-train",
+    "elvsm_nerfstudio.launch": "ns-train",
     "nerfstudio.scripts.eval": "ns-eval",
     "nerfstudio.scripts.render": "ns-render",
     "nerfstudio.scripts.exporter": "ns-export",
@@ -26,7 +27,7 @@ _MODULES = {
 
 
 def running_program() -> Optional[str]:
-    """'ns-train', 'ns-eval', 'ns-render', 'ns-export' or 'ns-viewer'; None in all other programs."""
+    """'ns-train' (by torchrun, too), 'ns-eval', 'ns-render', 'ns-export' or 'ns-viewer'; None in all other programs."""
     name = Path(sys.argv[0]).stem
     if name in _MODULES.values():
         return name

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 from conftest import TINY_NETWORK
 from test_resume import assert_equal
 from tiny_training import no_writers_are_left  # noqa: F401
 
 from elvsm_nerfstudio import launch
+from elvsm_nerfstudio.programs import running_program
 from elvsm_nerfstudio.training.checkpoints import CheckpointError, list_checkpoints, read_checkpoint
 
 OPTIONS = [
@@ -67,6 +70,27 @@ def test_what_torchrun_cannot_start_is_said(torchrun):
     torchrun.delenv("LOCAL_RANK")
     with pytest.raises(SystemExit, match="found no LOCAL_RANK in the environment; expected to be started by torchrun"):
         launch.main(OPTIONS)
+
+
+def test_a_restart_reads_nothing_that_processes_before_it_have_left(torchrun):
+    """One store serves all starts: addresses in it may be of processes that are gone."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    torchrun.setenv("MASTER_PORT", str(store.port))
+    for start in ("0", "1"):
+        torchrun.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        launch._join("gloo")
+        left = dist.distributed_c10d._get_default_store()
+        assert not left.check(["address"])
+        left.set("address", "of a process of this start")
+        assert left.check(["address"])
+        dist.destroy_process_group()
+
+
+def test_errors_of_its_user_end_it_as_they_end_ns_train(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/elvsm_nerfstudio/launch.py", "efficient-lvsm"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="elvsm_nerfstudio.launch"))
+    assert running_program() == "ns-train"
 
 
 @pytest.mark.slow
