@@ -226,6 +226,18 @@ def test_no_program_imports_another_program():
                 assert not imported & programs, f"{path.relative_to(ROOT)}:{node.lineno} imports a program"
 
 
+def test_names_in_what_is_printed_are_no_markup():
+    """A path may hold [brackets]."""
+    for path in (
+        file for folder in ("elvsm_nerfstudio", "method_configs", "scripts") for file in (ROOT / folder).rglob("*.py")
+    ):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func).lower() != "console.print" or isinstance(call.args[0], ast.Constant):
+                continue
+            options = {option.arg: ast.unparse(option.value) for option in call.keywords}
+            assert options.get("markup") == "False", f"{path.relative_to(ROOT)}:{call.lineno} prints with markup"
+
+
 def test_the_command_lists_its_verbs_without_torch():
     """And a verb's module is imported only when it is called."""
     result = run_python(

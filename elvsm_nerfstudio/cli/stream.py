@@ -26,7 +26,8 @@ def main(args: list[str]) -> None:
         console.print(f"Left out: {reason}", style="bold yellow", markup=False)
     last = result["steps"][-1]
     console.print(
-        f"{last['num_views']} views; the last: append {last['append_ms']:.1f} ms, render {last['render_ms']:.1f} ms"
+        f"{last['num_views']} views; the last: append {last['append_ms']:.1f} ms, render {last['render_ms']:.1f} ms",
+        markup=False,
     )
     video = options.output
     console.print(f"{video}, {video.with_suffix('.json').name}, {video.with_suffix('.png').name}", markup=False)

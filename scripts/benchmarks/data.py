@@ -297,8 +297,10 @@ def main() -> None:
     write_text(args.output / "benchmark_data.md", table(result))
     plot(args.output / "benchmark_data.png", result)
     console.print(table(result), markup=False)
-    console.print(f"Opening 70,000 scenes, seconds: {result['seconds_to_open_70000_scenes']}")
-    console.print(f"{args.output}/benchmark_data.json, .md, .png")
+    console.print(
+        f"Opening 70,000 scenes, seconds: {result['seconds_to_open_70000_scenes']}", markup=False, soft_wrap=True
+    )
+    console.print(f"{args.output}/benchmark_data.json, .md, .png", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

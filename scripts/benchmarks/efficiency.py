@@ -279,7 +279,7 @@ def main() -> None:
     write_text(args.output / "benchmark_efficiency.md", text)
     plot(args.output / "benchmark_efficiency.png", result)
     console.print(text, markup=False, soft_wrap=True)
-    console.print(f"{args.output}/benchmark_efficiency.json, .md, .png", soft_wrap=True)
+    console.print(f"{args.output}/benchmark_efficiency.json, .md, .png", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

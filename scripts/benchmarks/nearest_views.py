@@ -143,7 +143,7 @@ def main() -> None:
     write_text(args.output / "nearest_views.md", table(result))
     plot(args.output / "nearest_views.png", result)
     console.print(table(result), markup=False)
-    console.print(f"{args.output}/nearest_views.json, .md, .png", soft_wrap=True)
+    console.print(f"{args.output}/nearest_views.json, .md, .png", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -278,7 +278,9 @@ def main() -> None:
                 else:
                     found = look(args, subject, count)
                 rows.append({"scene": subject.name, "context_views": count, "variant": variant, **found})
-                console.print(f"{subject.name}, {count} views, {variant}: {found['psnr']:.2f} dB")
+                console.print(
+                    f"{subject.name}, {count} views, {variant}: {found['psnr']:.2f} dB", markup=False, soft_wrap=True
+                )
                 about = {"processor": processor(device_to_use()), "code": code_version(), "beside": args.beside}
                 write_json(args.output, {**about, "weights": args.weights, "steps": args.steps, "rows": rows})
     found = tables(rows)

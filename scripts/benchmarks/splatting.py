@@ -180,7 +180,7 @@ def main(args: Args) -> None:
     write_json(args.output, result)
     write_text(args.output.with_suffix(".md"), table(result))
     write_plot(args.output.with_suffix(".png"), result)
-    console.print(table(result))
+    console.print(table(result), markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

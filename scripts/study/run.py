@@ -240,7 +240,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     console.print(markdown(result), markup=False, soft_wrap=True)
-    console.print(f"{args.output}/study.md, study.json, curves.png, views.png, pictures.png", soft_wrap=True)
+    console.print(
+        f"{args.output}/study.md, study.json, curves.png, views.png, pictures.png", markup=False, soft_wrap=True
+    )
     if failed := [row["name"] for row in result["variants"] if row["error"]]:
         sys.exit(f"error: {', '.join(failed)} failed; called again, it is tried again")
 
