@@ -31,10 +31,11 @@ from elvsm_nerfstudio.frames_ahead import FramesAhead, upcoming_poses
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.nn.compiled import Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
+from elvsm_nerfstudio.nn.kernels import AttentionName, use_attention
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_weights
-from elvsm_nerfstudio.notices import say
+from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.programs import running_program
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
@@ -96,6 +97,10 @@ class EfficientLVSMModelConfig(ModelConfig):
     compile: Optional[bool] = None
     """Whether torch.compile makes one graph of each block, in training and in rendering: faster on GPUs, after a minute
     of compiling. None does so on GPUs and, where it fails, says why and goes on without; True makes that an error."""
+
+    attention: AttentionName = "auto"
+    """The kernel of attention on GPUs: PyTorch's choice, cuDNN's, or FlashAttention-3 or 4, which are to be installed
+    beside this package (FlashAttention-3 for H100s, 4 for H100s and B200s). Means nothing on CPUs."""
 
     def without_training(self) -> EfficientLVSMModelConfig:
         """The options of a trained model: without weights to start from, teacher and perceptual loss, whose files only
@@ -184,6 +189,9 @@ class EfficientLVSMModel(Model):
     def to(self, *args, **kwargs) -> EfficientLVSMModel:
         super().to(*args, **kwargs)
         self._prepare(self.network)
+        missing = use_attention(self.config.attention, self.device)
+        if missing is not None:
+            warn(f"--pipeline.model.attention {self.config.attention}: {missing}. PyTorch's own attention is used")
         if self.perceptual_loss is not None:
             self.perceptual_loss.to(self.device, self.network.autocast_dtype or torch.float32)
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import traceback
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields, replace
 
@@ -34,6 +35,7 @@ from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
+from elvsm_nerfstudio.nn import kernels
 from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import recomputed
@@ -563,6 +565,75 @@ def test_an_iterations_gradients_are_in_tf32(cuda, collection, tmp_path, monkeyp
     monkeypatch.setattr(torch.Tensor, "backward", noted)
     trainer.train_iteration(0)
     assert found == ["high"] and torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def attention_kernels(monkeypatch):
+    """Kernels in the order in which calls of attention were to try them; and afterwards PyTorch's choice again."""
+    found: list[list[str]] = []
+
+    @contextmanager
+    def noted(order, set_priority):
+        found.append([kernel.name for kernel in order] if set_priority else [])
+        yield
+
+    monkeypatch.setattr(kernels, "sdpa_kernel", noted)
+    yield found
+    kernels.use_attention("auto", torch.device("cuda"))
+
+
+def rendered_with(attention: str, device: str) -> Tensor:
+    torch.manual_seed(0)
+    config = EfficientLVSMModelConfig(network=EfficientLVSMConfig(**SIZES), attention=attention, precision="fp32")
+    model = config.setup(scene_box=None, num_train_data=1).to(device).eval()
+    views = make_views(1, 2, 16, 24).to(device), make_views(1, 1, 16, 24, seed=1).to(device)
+    with torch.no_grad():
+        return model.network(*views).cpu()
+
+
+def test_attention_is_by_the_kernel_that_is_asked_for(cuda, attention_kernels, monkeypatch):
+    class Handle:
+        def remove(self):
+            removed.append(True)
+
+    removed: list[bool] = []
+    monkeypatch.setitem(torch.nn.attention._registry._FLASH_ATTENTION_IMPLS, "FA3", Handle)
+    expected = rendered_with("auto", "cuda")
+    assert not attention_kernels
+    for name, first in (("cudnn", {"CUDNN_ATTENTION"}), ("fa3", {"FLASH_ATTENTION"}), ("auto", set())):
+        attention_kernels.clear()
+        assert torch.equal(rendered_with(name, "cuda"), expected)
+        assert {order[0] for order in attention_kernels} == first, name
+        assert (torch.nn.attention.current_flash_attention_impl() == "FA3") == (name == "fa3")
+    assert removed == [True]
+
+
+@pytest.mark.parametrize("name, package", [("fa3", "flash-attention"), ("fa4", "pip install flash-attn-4")])
+def test_without_a_package_of_kernels_a_line_says_what_to_install(cuda, attention_kernels, capsys, name, package):
+    expected = rendered_with("auto", "cuda")
+    assert not capsys.readouterr().out
+    assert torch.equal(rendered_with(name, "cpu"), rendered_with("auto", "cpu")) and not capsys.readouterr().out
+    assert torch.equal(rendered_with(name, "cuda"), expected)
+    said = "".join(capsys.readouterr().out.split())
+    assert f"--pipeline.model.attention{name}:foundModuleNotFoundError" in said and package.replace(" ", "") in said
+    assert not attention_kernels
+
+
+def test_a_frame_can_be_captured(cuda):
+    """What a CUDA graph needs: no wait, and the same operations whatever cameras and memory say."""
+    network = random_network(EfficientLVSMConfig(**PROPE, ray_frame="camera")).to(cuda)
+    network.autocast_dtype = torch.bfloat16
+    frames = []
+    with torch.no_grad():
+        for seed in (0, 1):
+            memory = network.encode(make_views(1, 3, 16, 24, seed=seed).to(cuda))
+            target = make_views(1, 1, 16, 24, seed=5 + seed).to(cuda)
+            network.decode(memory, target)
+            with launches() as launched, waits() as waiting:
+                network.decode(memory, target)
+            frames.append([(name, x.shape, x.dtype) for name, x in launched])
+            assert not waiting
+    assert frames[0] == frames[1]
 
 
 def test_the_viewer_shows_pictures_and_attention(cuda, scene, tmp_path):

@@ -6,12 +6,13 @@ Results and gradients are those of PyTorch's plain operations to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-5
@@ -19,6 +20,40 @@ EPS = 1e-5
 
 BLOCK = 256
 """Queries that a CPU handles at once in bf16: their scores stay in its cache."""
+
+AttentionName = Literal["auto", "cudnn", "fa3", "fa4"]
+_PACKAGES = {
+    "fa3": "FlashAttention-3: python setup.py install in hopper/ of https://github.com/Dao-AILab/flash-attention",
+    "fa4": "FlashAttention-4: pip install flash-attn-4",
+}
+_order: list[SDPBackend] = []
+"""Kernels as GPUs are to try them; none leaves that to PyTorch."""
+
+
+def use_attention(name: AttentionName, device: torch.device) -> Optional[str]:
+    """Chooses the kernel of ``attention`` on GPUs, for the whole process, as PyTorch has FlashAttention-3 and 4 for all
+    or none. On other devices nothing changes.
+
+    What a kernel cannot do, such as fp32, goes to the next one of PyTorch's.
+
+    Returns:
+        Where FlashAttention-3 or 4 cannot be had: why, and what is to be installed. PyTorch's own kernels then stay.
+    """
+    if device.type != "cuda":
+        return None
+    kernels = torch.nn.attention
+    if hasattr(kernels, "current_flash_attention_impl") and kernels.current_flash_attention_impl() is not None:
+        kernels.restore_flash_attention_impl()
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    _order[:] = [SDPBackend.CUDNN_ATTENTION, *others] if name == "cudnn" else []
+    if name not in _PACKAGES:
+        return None
+    try:
+        kernels.activate_flash_attention_impl(name.upper())
+    except Exception as error:  # torch too old, no such package, or whatever a package raises on another GPU
+        return f"found {type(error).__name__}: {error}; expected {_PACKAGES[name]}"
+    _order[:] = others
+    return None
 
 
 def attention(
@@ -35,7 +70,11 @@ def attention(
     """
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
         return _InBlocks.apply(queries, keys, values)
-    return F.scaled_dot_product_attention(queries, keys, values)
+    if not _order or queries.device.type != "cuda":
+        return F.scaled_dot_product_attention(queries, keys, values)
+    # Here, not around the network: what is computed again for the gradients must be computed by the same kernel.
+    with sdpa_kernel(_order, set_priority=True):
+        return F.scaled_dot_product_attention(queries, keys, values)
 
 
 def prefix_attention(
