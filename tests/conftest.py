@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -183,7 +184,6 @@ def make_views(num_scenes: int, num_views: int, height: int, width: int, seed: i
 
 def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs one of nerfstudio's programs as a user would, from ``cwd``."""
-    program = Path(sys.executable).parent / command[0]
     root = str(Path(__file__).parents[1])  # for `python -m scripts.…`
     environment = {
         **os.environ,
@@ -192,9 +192,12 @@ def run_cli(*command: str, cwd: Path, check: bool = True) -> subprocess.Complete
         "COLUMNS": "200",
         "WANDB_MODE": "offline",
     }
-    result = subprocess.run(
-        [str(program), *map(str, command[1:])], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    given = [str(part) for part in command]
+    if given[0] == "python":
+        given[0] = sys.executable
+        result = subprocess.run(given, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    else:
+        result = programs.run(given, cwd, environment)
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(map(str, command))}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
