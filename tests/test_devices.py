@@ -36,7 +36,6 @@ from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn import kernels
-from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
@@ -53,6 +52,7 @@ from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.training.perceptual import VGG_TERMS, LPIPSLoss, VGGLoss
 from elvsm_nerfstudio.training.repa import RepaConfig
 from elvsm_nerfstudio.training.vgg_files import DEPTHS, WIDTHS
+from elvsm_nerfstudio.viewer.attention_maps import decode_with_attention
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.views import ViewSet
 

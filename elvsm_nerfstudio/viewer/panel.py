@@ -33,9 +33,9 @@ from elvsm_nerfstudio.cameras import on_cpu, views_from_cameras
 from elvsm_nerfstudio.data.view_geometry import farthest_point_views
 from elvsm_nerfstudio.geometry import nearest_views
 from elvsm_nerfstudio.model import EfficientLVSMModel, RenderOutputs, enlarge, joined
-from elvsm_nerfstudio.nn.attention_maps import decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM
 from elvsm_nerfstudio.nn.memory import SceneMemory, load_memory
+from elvsm_nerfstudio.viewer.attention_maps import decode_with_attention, evenness
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.frustums import Frustums, view_colour
 

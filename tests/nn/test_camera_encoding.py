@@ -10,8 +10,8 @@ from test_network import SMALL, random_network
 from torch.nn import functional as F
 
 from elvsm_nerfstudio.geometry import CanonicalFrame
-from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding, PatchRotation, projection_matrices
+from elvsm_nerfstudio.viewer.attention_maps import decode_with_attention
 
 PROPE = replace(SMALL, camera_encoding="prope")
 CAMERA_RAYS = replace(PROPE, ray_frame="camera")

@@ -12,11 +12,11 @@ from conftest import make_views
 from test_network import random_network
 
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
-from elvsm_nerfstudio.nn.attention_maps import decode_with_attention
 from elvsm_nerfstudio.nn.compiled import Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.training.ema import WeightAverage
+from elvsm_nerfstudio.viewer.attention_maps import decode_with_attention
 from elvsm_nerfstudio.views import ViewSet
 
 SIZES = dict(width=32, num_layers=2, head_dim=16)

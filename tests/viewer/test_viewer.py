@@ -24,12 +24,12 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException, SetT
 from elvsm_nerfstudio import model as model_module
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
-from elvsm_nerfstudio.nn.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnly, LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.memory import load_memory
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_network, save_weights
 from elvsm_nerfstudio.viewer import panel as viewer_module
+from elvsm_nerfstudio.viewer.attention_maps import attention_to_views, decode_with_attention, evenness
 from elvsm_nerfstudio.viewer.context_pool import ContextPool
 from elvsm_nerfstudio.viewer.frustums import UNUSED, USED
 from elvsm_nerfstudio.views import ViewSet
