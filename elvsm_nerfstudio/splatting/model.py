@@ -199,6 +199,7 @@ def rendered_view_loss(
     rgb: Float[Tensor, "height width 3"],
     rendered: Float[Tensor, "height width 3"],
     confidence: Float[Tensor, "height width 1"],
+    area: int = AREA,
 ) -> Float[Tensor, ""]:
     """Difference to a view that a network has rendered.
 
@@ -207,7 +208,7 @@ def rendered_view_loss(
     follow a render in the means of small areas, and take what is finer from photos.
     """
     difference, weight = ((rgb - rendered).permute(2, 0, 1)[None], confidence.permute(2, 0, 1)[None])
-    means = avg_pool2d(difference * weight, AREA, ceil_mode=True, count_include_pad=False)
+    means = avg_pool2d(difference * weight, area, ceil_mode=True, count_include_pad=False)
     return means.abs().mean()
 
 

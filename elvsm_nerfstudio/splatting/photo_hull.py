@@ -26,6 +26,9 @@ AS_GOOD = 0.02
 """A depth is the surface's if its cost is within so much of the best on the ray."""
 OUTVOTED = 0.1
 """Share of the renders that may show the background where there is something: their outlines are not exact."""
+SHOWN_BACKGROUND = 0.05
+"""Share of the photos' pixels that show the background, at the least: without outlines there is no hull, and a blurred
+render agrees with any depth before it."""
 VIEWS_FOR_RANGE = 8
 """Views, evenly among all, whose common range of depths is looked at."""
 
@@ -43,9 +46,14 @@ def hull_points(
         photos: what they show is certain.
         renders: of the same size.
         count: at most so many points.
+
+    Returns:
+        Nothing where the photos show no background, and so no outlines.
     """
     images = photos.with_others(renders)
     nothing = images.rgb.new_zeros(0, 3)
+    if photos.empty.float().mean() < SHOWN_BACKGROUND:
+        return nothing, nothing
     pixels = (images.known & ~images.empty).flatten().nonzero()[:, 0]
     evenly = range(0, len(images.rgb), math.ceil(len(images.rgb) / VIEWS_FOR_RANGE))
     depth_range = visible_range(images.select(evenly))

@@ -26,7 +26,7 @@ MIN_CONVERGENCE = 1e-3
 MAX_MISS = 0.3
 """The axes miss the place that they look at by so much of their distance from it, at most."""
 ALL_AROUND = math.radians(90)
-"""Azimuths this far apart mean that a scene is seen from all sides."""
+"""Azimuths or directions this far apart mean that a scene is seen from all sides."""
 AZIMUTH_MARGIN = math.radians(20)
 ELEVATION_MARGIN = math.radians(30)
 MAX_ELEVATION = math.radians(80)
@@ -100,8 +100,8 @@ def _around(
     front = normalize(front - (front @ up) * up, dim=0)
     side = torch.linalg.cross(up, front)
     azimuth = torch.atan2(directions @ side, directions @ front)
-    apart = (azimuth[:, None] - azimuth).cos().clamp(-1, 1).acos().max()
-    everywhere = len(poses) == 1 or bool(apart > ALL_AROUND)
+    cosines = torch.stack([(azimuth[:, None] - azimuth).cos(), directions @ directions.T])
+    everywhere = len(poses) == 1 or bool(cosines.min() < math.cos(ALL_AROUND))
     low, high = elevation.min() - ELEVATION_MARGIN, elevation.max() + ELEVATION_MARGIN
     low, high = low.clamp(min=-MAX_ELEVATION).sin(), high.clamp(max=MAX_ELEVATION).sin()
     new_elevation = (low + spread[:, 1] * (high - low)).asin()

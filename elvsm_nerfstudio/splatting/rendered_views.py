@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
@@ -23,8 +24,8 @@ MAX_LEFT_OUT = 8
 """Renders from parts of the context to judge a network by; beyond, several views are left out together."""
 MAX_COMPARED = 4
 """Renders of a view from parts of the context to judge its pixels by."""
-DOUBT = 0.05
-"""Standard deviation of colours at which a rendered pixel counts half. Ours."""
+DOUBT = 0.075
+"""Standard error of colours at which a rendered pixel counts half. Ours."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,15 @@ def leave_out(network: SceneNetwork, context: Views) -> Optional[LeftOut]:
 def render_views(network: SceneNetwork, context: Views, cameras: Cameras) -> RenderedViews:
     """Renders cameras [view] of one size from context views.
 
-    A pixel's confidence falls with the standard deviation of its colour over renders that leave out some of the context
-    views each: where they disagree, the network makes up what it shows. One view leaves nothing to compare with, and
-    all pixels count the same.
+    A pixel's confidence falls with the standard error of its colour, by the jackknife: from renders that leave out some
+    of the context views each. Where they disagree, the network makes up what it shows. One view leaves nothing to
+    compare with, and all pixels count the same.
     """
     images = _render(network, context, cameras)
     confidence = torch.ones_like(images[..., :1])
     if context.num_views > 1:
         renders = torch.stack([_render(network, others, cameras) for others, _ in _parts(context, MAX_COMPARED)])
-        doubt = renders.std(dim=0).mean(dim=-1, keepdim=True)
+        doubt = renders.std(dim=0).mean(dim=-1, keepdim=True) * (len(renders) - 1) / math.sqrt(len(renders))
         confidence = 1 / (1 + (doubt / DOUBT).square())
     return RenderedViews(cameras, images, confidence)
 

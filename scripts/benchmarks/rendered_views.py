@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -65,10 +66,6 @@ RENDERS = {
 """What is said of renders."""
 
 
-def _every_pixel(rgb: Tensor, rendered: Tensor, confidence: Tensor) -> Tensor:
-    return ((rgb - rendered) * confidence).abs().mean()
-
-
 def _sure_everywhere(rgb: Tensor, rendered: Tensor, confidence: Tensor) -> Tensor:
     return rendered_view_loss(rgb, rendered, torch.ones_like(confidence))
 
@@ -89,7 +86,8 @@ VARIANTS = {
     AS_IT_IS: Variant({}),
     "trusted": Variant({"rendered_share": SHARE}),
     "points-of-photos": Variant({}, points_of_renders=False),
-    "every-pixel": Variant({}, _every_pixel),
+    "every-pixel": Variant({}, partial(rendered_view_loss, area=1)),
+    "areas-of-2-pixels": Variant({}, partial(rendered_view_loss, area=2)),
     "sure-everywhere": Variant({}, _sure_everywhere),
     "share-0.4-throughout": Variant({"rendered_share": 0.4, "rendered_end": 1e9}),
     "share-0.8": Variant({"rendered_share": 0.8}),

@@ -64,8 +64,13 @@ def test_one_wrong_outline_does_not_cut_and_a_photo_does():
     assert len(shown) > 50 and shown[:, 0].min() >= SIZE // 2
 
 
-def test_no_points_of_nothing():
+def test_no_points_of_nothing_and_none_without_outlines():
     photos, renders = balls(0, 180), balls(90, 270)
+    outlines = photos.empty.clone()
+    photos.empty[:] = False
+    assert len(hull_points(photos, renders, 10, torch.Generator())[0]) == 0
+    photos.empty[:] = outlines
+    assert len(hull_points(photos, renders, 10, torch.Generator())[0]) == 10
     for views in (photos, renders):
         views.empty[:] = True
     assert len(hull_points(photos, renders, 10, torch.Generator())[0]) == 0

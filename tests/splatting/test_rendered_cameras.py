@@ -45,6 +45,14 @@ def test_all_around_an_object():
     assert placed.poses[:, 2, 0].abs().max() < 5e-3 and (placed.poses[:, 2, 1] > 0).all()
 
 
+def test_from_above_and_from_below_is_all_around():
+    placed = place_cameras(around((0, 60), (50, -60)), 32)
+    assert placed.arrangement == "all around one place"
+    azimuth, elevation = directions(placed.poses)
+    assert azimuth.sort().values.diff().max() < math.radians(60)
+    assert elevation.min() < math.radians(-50) and elevation.max() > math.radians(50)
+
+
 def test_two_cameras_on_one_side_leave_the_other():
     placed = place_cameras(around((-20, 20), (30, 20)), 32)
     assert placed.arrangement == "before one place"

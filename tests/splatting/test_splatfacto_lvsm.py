@@ -135,8 +135,8 @@ def test_pixels_on_which_parts_of_the_context_disagree_count_less(scene, weights
     expected = network(context, context.select([0, 1]))[0]
     assert torch.allclose(views.images, expected, atol=1e-5)
     parts = [network(context.select(kept), context.select([0, 1]))[0] for kept in ([1, 2], [0, 2], [0, 1])]
-    doubt = torch.stack(parts).std(dim=0).mean(dim=-1, keepdim=True)
-    assert torch.allclose(views.confidence, 1 / (1 + (doubt / 0.05) ** 2), atol=1e-4)
+    doubt = torch.stack(parts).std(dim=0).mean(dim=-1, keepdim=True) * 2 / 3**0.5
+    assert torch.allclose(views.confidence, 1 / (1 + (doubt / 0.075) ** 2), atol=1e-4)
     assert (render_views(network, context.select([0]), cameras[:1]).confidence == 1).all()
 
 
