@@ -112,7 +112,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         cameras = replace(cameras[nearest], camera_to_worlds=placed.poses)
         self.rendered = render_views(network, context, cameras)
 
-        trusted = trust(left_out and left_out.gain, context.num_views)
+        trusted = trust(left_out and left_out.gain(context.num_views), context.num_views)
         share = SHARE * trusted if config.rendered_share is None else config.rendered_share
         say(f"{len(cameras)} views rendered {placed.arrangement}, {size[0]} x {size[1]}, with {config.weights}")
         if left_out is None:

@@ -51,14 +51,14 @@ class LeftOut:
     colour: float
     """Of nothing but the mean colour of the other views."""
 
-    @property
-    def gain(self) -> float:
-        """What the network is ahead of what needs no learning, in dB: of the mean of a copy and of one colour.
+    def gain(self, num_views: int) -> float:
+        """What the network is ahead of what needs no learning, in dB, where each of so many views was left out.
 
-        Either alone errs: an object that looks alike from two sides is copied too well, and one that fills little of
-        the picture is a matter of the background's colour.
+        That is something between one colour and a copy, the nearer to the copy the more views there are: from two, the
+        copy is of the only other view, and an object may look alike from opposite sides.
         """
-        return self.network - (max(self.mean, self.nearest) + self.colour) / 2
+        copied = (num_views - 2) / num_views
+        return self.network - copied * max(self.mean, self.nearest) - (1 - copied) * self.colour
 
 
 @torch.no_grad()

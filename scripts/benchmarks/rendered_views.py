@@ -197,7 +197,7 @@ def look(args: Args, subject: Subject, count: int) -> dict[str, float]:
     left_out = leave_out(network, scene.views.context)
     if left_out is not None:
         found |= {f"left_out_{name}": value for name, value in asdict(left_out).items()}
-    found["trust"] = trust(left_out and left_out.gain, scene.views.context.num_views)
+    found["trust"] = trust(left_out and left_out.gain(count), count)
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
