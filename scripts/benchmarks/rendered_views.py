@@ -225,8 +225,8 @@ def _fits(rows: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> list[str]
         cells = []
         for count in counts:
             scenes = [scene for name, number, scene in scores if (name, number) == (variant, count)]
-            pairs = [(scores[variant, count, scene], scores.get((AS_IT_IS, count, scene))) for scene in scenes]
-            pairs = [pair for pair in pairs if pair[1] is not None]
+            both = [scene for scene in scenes if (AS_IT_IS, count, scene) in scores]
+            pairs = [(scores[variant, count, scene], scores[AS_IT_IS, count, scene]) for scene in both]
             cells.append(_cell(pairs, variant == AS_IT_IS))
         if any(cell != "-" for cell in cells):
             lines.append(_row([variant, *cells]))
