@@ -26,6 +26,7 @@ from unittest import mock
 import torch
 import tyro
 from nerfstudio.engine.optimizers import Optimizers
+from pytorch_msssim import ssim
 from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -66,6 +67,11 @@ RENDERS = {
 """What is said of renders."""
 
 
+def _as_photos(rgb: Tensor, rendered: Tensor, confidence: Tensor) -> Tensor:
+    similar = ssim(*(x.permute(2, 0, 1)[None] for x in (rgb, rendered)), data_range=1.0)
+    return 0.8 * (rgb - rendered).abs().mean() + 0.2 * (1 - similar)
+
+
 def _sure_everywhere(rgb: Tensor, rendered: Tensor, confidence: Tensor) -> Tensor:
     return rendered_view_loss(rgb, rendered, torch.ones_like(confidence))
 
@@ -88,6 +94,7 @@ VARIANTS = {
     "points-of-photos": Variant({}, points_of_renders=False),
     "every-pixel": Variant({}, partial(rendered_view_loss, area=1)),
     "areas-of-2-pixels": Variant({}, partial(rendered_view_loss, area=2)),
+    "as-photos": Variant({}, _as_photos),
     "sure-everywhere": Variant({}, _sure_everywhere),
     "share-0.4-throughout": Variant({"rendered_share": 0.4, "rendered_end": 1e9}),
     "share-0.8": Variant({"rendered_share": 0.8}),
