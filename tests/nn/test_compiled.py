@@ -66,8 +66,10 @@ def test_compiled_blocks_render_and_learn_as_they_are(config, dtype, checkpointi
     network.compiler = Compiler(required=True, backend=backend)
     found = results(network, *views)
     assert list(network.state_dict()) == names and network.weights_token() is token
-    for mine, theirs in zip(found, expected):
-        assert (mine - theirs).norm() <= (1e-5 if dtype is None else 2e-2) * theirs.norm()
+    for number, (mine, theirs) in enumerate(zip(found, expected)):
+        # Gradients in bf16 differ more than images: inductor rounds fewer intermediate results than eager does.
+        tolerance = 1e-5 if dtype is None else 4e-2 if number else 2e-2
+        assert (mine - theirs).norm() <= tolerance * theirs.norm()
 
 
 @pytest.mark.parametrize("config, gradients", [(PROPE, True), (PLAIN, False)])
