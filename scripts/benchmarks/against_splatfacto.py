@@ -160,7 +160,7 @@ def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
     first = next(iter(results.values()))
     shown, colours = [m for m in SHOWN if m in first["metrics"]], method_colours(first["methods"])
-    size = (3.2 * len(results), 2.8 * len(shown))
+    size = (max(6.4, 3.2 * len(results)), 2.8 * len(shown))  # the legend needs so much
     figure, axes = plt.subplots(len(shown), len(results), figsize=size, dpi=110, layout="constrained", squeeze=False)
     for column, (name, result) in enumerate(results.items()):
         for axis, metric in zip(axes[:, column], shown):
@@ -170,7 +170,7 @@ def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             axis.set(xticks=result["context_views"], title=f"{name}: {METRICS[metric][0]}")
             axis.grid(alpha=0.25)
     axes[-1, 0].set_xlabel("context views")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     write_figure(path, figure)
 
 
