@@ -97,7 +97,6 @@ class EfficientLVSMModelConfig(ModelConfig):
     compile: Optional[bool] = None
     """Whether torch.compile makes one graph of each block, in training and in rendering: faster on GPUs, after a minute
     of compiling. None does so on GPUs and, where it fails, says why and goes on without; True makes that an error."""
-
     attention: AttentionName = "auto"
     """The kernel of attention on GPUs: PyTorch's choice, cuDNN's, or FlashAttention-3 or 4, which are to be installed
     beside this package (FlashAttention-3 for H100s, 4 for H100s and B200s). Means nothing on CPUs."""

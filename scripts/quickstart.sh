@@ -3,7 +3,7 @@
 # that comes with this package on them, renders an orbit, and fits Gaussians to what it saw and rendered. Whatever is there
 # already is reused.
 #
-#   bash scripts/quickstart.sh            # about two and a half minutes after the installation
+#   bash scripts/quickstart.sh            # a few minutes after the installation
 #   bash scripts/quickstart.sh --train    # trains a model of that kind from scratch instead, for some minutes
 set -euo pipefail
 if [ $# -gt 1 ] || [ "${1:---train}" != --train ]; then

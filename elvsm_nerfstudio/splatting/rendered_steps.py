@@ -43,6 +43,7 @@ def trust(gain: Optional[float], num_views: int) -> float:
     Args:
         gain: by how many dB it predicts left-out context views better than what needs no learning; None where there was
             nothing to leave out, and the network is all that there is to go by.
+        num_views: context views.
     """
     if gain is None:
         return 1.0

@@ -35,7 +35,7 @@ from scripts.benchmarks.turning import turn, write_animation
 EVERY = 5
 """Every fifth object is compared on."""
 TURN_CONTEXT_VIEWS, TURN_FRAMES = 4, 24
-"""Of the animation."""
+"""Context views that the animation is made from, and its number of frames."""
 SHOWN = ("psnr", "lpips_vgg")
 """Metrics in the tables and the plot; the JSON has all."""
 
@@ -142,7 +142,7 @@ def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
         head = [f"{METRICS[metric][0]} from {counts[0]} views" for metric in shown]
         cells = ["method", *(cell for first in head for cell in (first, *counts[1:]))]
         images = sum(len(scene["targets"]) for scene in result["scenes"])
-        lines = [f"**{name}**: {len(result['scenes'])} scenes, {images} images.", "", table_row(cells)]
+        lines = [f"**{name}**: {len(result['scenes'])} scene(s), {images} images.", "", table_row(cells)]
         lines.append(table_row(["---"] * len(cells)))
         for method in result["methods"]:
             rows = [(method["summaries"][count], metric) for metric in shown for count in counts]

@@ -110,7 +110,7 @@ class Subject:
     name: str
     data: Path
     scene: Optional[str] = None
-    """Of a collection."""
+    """Name of the scene, where ``data`` is a collection."""
     dataparser: Optional[str] = None
 
 
@@ -133,7 +133,7 @@ class Args:
     captures: Optional[Path] = None
     """Folder of the captures that splatfacto-lvsm is compared on."""
     steps: int = 500
-    """Of a fit."""
+    """Optimisation steps of a fit."""
     num_target_views: int = 8
     """Views of an object that are scored."""
     page: Optional[Path] = None

@@ -49,9 +49,9 @@ class Args:
     repeats: int = 5
     """Measured iterations, after two that are not."""
     threads: int = 1
-    """Of torch."""
+    """Threads that torch uses."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device to compute on."""
     backend: Backend = "auto"
     """What renders."""
     beside: str = "unknown"

@@ -39,7 +39,7 @@ from scripts.release.card_pictures import write_samples
 from scripts.release.lens_scores import CONTEXT_VIEWS, lens_table, lenses_and_borders
 
 ITERATION_TIME = "Train Iter (time)"
-"""In a run's tensorboard log."""
+"""Name of the seconds of a step in a run's tensorboard log."""
 PROTOCOL = "objects-1-to-16"
 RANKED_VIEWS = 4
 """Context views by which objects are ranked."""
@@ -66,7 +66,7 @@ class Args:
     output: Path = Path("assets") / PRETRAINED_FILE
     """The weights to write; the card and its pictures are written beside it."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Of the weights in the file."""
+    """Precision of the weights in the file."""
     work_dir: Path = Path("outputs/model_card")
     """Folder for the evaluations."""
 

@@ -34,7 +34,7 @@ WARM_UP, TIMED = 10, 40
 """Steps of a calibration. Ours."""
 
 SCENES_PER_SECOND, TOKENS_PER_SECOND = "throughput/scenes_per_second", "throughput/tokens_per_second"
-"""In the trainer's log."""
+"""Names of the throughput in the trainer's log."""
 
 Tick = Callable[[float], None]
 """Told, every now and then, for how many seconds something has been running."""
