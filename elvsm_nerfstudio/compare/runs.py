@@ -6,12 +6,10 @@ import json
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,7 +17,7 @@ from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.scoring import METRICS, score
 from elvsm_nerfstudio.compare.split import Split
-from elvsm_nerfstudio.evaluation.metrics import FETCH, image_metrics
+from elvsm_nerfstudio.evaluation.metrics import LPIPS_WEIGHTS, what_lpips_lacks
 from elvsm_nerfstudio.evaluation.report import write_json
 
 console = Console()
@@ -136,12 +134,9 @@ def _scores(
 
 def measured_metrics(size: tuple[int, int]) -> tuple[list[str], list[str]]:
     """The metrics that can be had here, and notes on those that cannot."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        names = list(image_metrics(*torch.zeros(2, *size, 3)))
-    notes = [str(warning.message) for warning in caught if "LPIPS" in str(warning.message)]
-    if len(names) < len(METRICS) and not notes:
-        notes = [f"LPIPS is left out: its weights are missing; `{FETCH}` gets them"]
+    lacking = {f"lpips_{net}": what_lpips_lacks(size, net) for net in LPIPS_WEIGHTS}
+    names = [name for name in METRICS if lacking.get(name) is None]
+    notes = list(dict.fromkeys(note for note in lacking.values() if note is not None))
     return names, notes
 
 

@@ -69,6 +69,21 @@ def flip_map(
     return torch.from_numpy(np.ascontiguousarray(colours))
 
 
+def what_lpips_lacks(size: tuple[int, int], net: str) -> Optional[str]:
+    """Why LPIPS by ``net`` cannot be had of images of ``size`` (height, width) on this machine; None if it can."""
+    height, width = size
+    if min(height, width) < LPIPS_LEAST_SIZE:
+        return (
+            f"LPIPS is left out: found images of {height} x {width} pixels; it needs {LPIPS_LEAST_SIZE} x "
+            f"{LPIPS_LEAST_SIZE} or more"
+        )
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    if (checkpoints / LPIPS_WEIGHTS[net]).exists():
+        return None
+    missing = " and ".join(name for name in LPIPS_WEIGHTS.values() if not (checkpoints / name).exists())
+    return f"LPIPS is left out: {missing} missing in {checkpoints}; `{FETCH}` gets the weights"
+
+
 def lpips(
     prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"], net: str = "vgg"
 ) -> Optional[float]:
@@ -77,17 +92,9 @@ def lpips(
     None, with one warning, where the networks' weights are not on this machine or the images are smaller than 32
     pixels a side.
     """
-    height, width, _ = truth.shape
-    if min(height, width) < LPIPS_LEAST_SIZE:
-        _warn_once(
-            f"LPIPS is left out: found images of {height} x {width} pixels; it needs {LPIPS_LEAST_SIZE} x "
-            f"{LPIPS_LEAST_SIZE} or more"
-        )
-        return None
-    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
-    if not (checkpoints / LPIPS_WEIGHTS[net]).exists():
-        missing = " and ".join(name for name in LPIPS_WEIGHTS.values() if not (checkpoints / name).exists())
-        _warn_once(f"LPIPS is left out: {missing} missing in {checkpoints}; `{FETCH}` gets the weights")
+    lacking = what_lpips_lacks((truth.shape[0], truth.shape[1]), net)
+    if lacking is not None:
+        _warn_once(lacking)
         return None
     network = _lpips_network(net, prediction.device)
     # The caller may be inside autocast.

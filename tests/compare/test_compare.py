@@ -140,9 +140,13 @@ def test_a_failing_method_is_shown_as_failed_and_the_rest_goes_on(compared):
 
 
 def test_metrics_that_cannot_be_had_are_left_out_with_a_note(compared):
+    from elvsm_nerfstudio.compare.runs import measured_metrics
+
     _, result = compared
     assert result["metrics"] == ["psnr", "ssim", "flip"]
     assert "LPIPS is left out: found images of 16 x 16" in result["notes"][0]
+    # The reason does not depend on what this process has warned of before.
+    assert measured_metrics((16, 16)) == (result["metrics"], result["notes"][:1])
 
 
 def test_going_on_keeps_what_was_done(compared):
