@@ -31,6 +31,8 @@ from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from scripts.benchmarks.measurements import is_launch
+
 CUDA = torch.device("cuda:0")
 
 without_a_gpu = pytest.mark.skipif(
@@ -89,8 +91,7 @@ def launches() -> Iterator[list[tuple[str, Tensor]]]:
 
 
 def _note_launch(func, tensors: Sequence[Tensor]) -> None:
-    is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in func._schema.returns)
-    if not is_view and any(isinstance(x, PretendedTensor) for x in tensors):
+    if is_launch(func) and any(isinstance(x, PretendedTensor) for x in tensors):
         for found in _launches:
             found.append((str(func.overloadpacket), tensors[0]))
 

@@ -14,8 +14,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+WITHOUT_KERNEL = {
+    *(aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided),
+    *(aten._unsafe_view, aten.detach, aten.lift_fresh),
+}
+"""Operators that run none on a GPU, though their schemas do not say that they make views."""
 MARK_BYTES = 7_777_777
 """Size of an allocation that nothing else makes: where a measurement of memory begins."""
+
+
+def is_launch(function: Any) -> bool:
+    """Whether an operator of aten runs a kernel on a GPU: not if it makes a view, or memory without values."""
+    returns = function._schema.returns
+    if not any("Tensor" in str(x.type) for x in returns):
+        return False
+    is_view = any(x.alias_info is not None and not x.alias_info.is_write for x in returns)
+    return not is_view and function.overloadpacket not in WITHOUT_KERNEL
 
 
 @contextmanager
