@@ -29,7 +29,7 @@ from elvsm_nerfstudio.evaluation.metrics import image_metrics, psnr
 from elvsm_nerfstudio.evaluation.timing import timed
 from elvsm_nerfstudio.frames_ahead import FramesAhead, upcoming_poses
 from elvsm_nerfstudio.geometry import CanonicalFrame
-from elvsm_nerfstudio.nn.compiled import Compiler
+from elvsm_nerfstudio.nn.compiled import CapturedFrames, Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import AttentionName, use_attention
 from elvsm_nerfstudio.nn.memory import SceneMemory, check_ids
@@ -97,6 +97,10 @@ class EfficientLVSMModelConfig(ModelConfig):
     compile: Optional[bool] = None
     """Whether torch.compile makes one graph of each block, in training and in rendering: faster on GPUs, after a minute
     of compiling. None does so on GPUs and, where it fails, says why and goes on without; True makes that an error."""
+    cuda_graphs: bool = False
+    """Whether frames on GPUs are rendered by CUDA graphs: the second frame of a size is captured, and replayed with the
+    next cameras, so that the GPU does not wait for the CPU between its kernels. Where that fails, a line says why. Off,
+    as no GPU has run it yet. Without effect with nearest_views, in training and on CPUs."""
     attention: AttentionName = "auto"
     """The kernel of attention on GPUs: PyTorch's choice, cuDNN's, or FlashAttention-3 or 4, which are to be installed
     beside this package (FlashAttention-3 for H100s, 4 for H100s and B200s). Means nothing on CPUs."""
@@ -200,6 +204,7 @@ class EfficientLVSMModel(Model):
         network.autocast_dtype = autocast_dtype(self.config.precision, self.device)
         compiled = self.device.type == "cuda" if self.config.compile is None else self.config.compile
         network.compiler = Compiler(required=self.config.compile is True) if compiled else None
+        network.captured_frames = CapturedFrames() if self.config.cuda_graphs and self.device.type == "cuda" else None
 
     @property
     def rendering_network(self) -> SceneNetwork:

@@ -25,6 +25,8 @@ from test_repa import TinyTeacher
 from test_viewer import Session
 from tiny_training import no_writers_are_left, tiny_config  # noqa: F401
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from elvsm_nerfstudio import trainer as training_run
 from elvsm_nerfstudio.data.samples import Sample
@@ -36,6 +38,7 @@ from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.method_configs import splatfacto_lvsm, splatfacto_sparse
 from elvsm_nerfstudio.model import EfficientLVSMModel, EfficientLVSMModelConfig
 from elvsm_nerfstudio.nn import kernels
+from elvsm_nerfstudio.nn.compiled import CapturedFrames
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
@@ -619,9 +622,21 @@ def test_without_a_package_of_kernels_a_line_says_what_to_install(cuda, attentio
     assert not attention_kernels
 
 
-def test_a_frame_can_be_captured(cuda):
-    """What a CUDA graph needs: no wait, and the same operations whatever cameras and memory say."""
-    network = random_network(EfficientLVSMConfig(**PROPE, ray_frame="camera")).to(cuda)
+class OnTheDevice(TorchDispatchMode):
+    """Refuses operations whose results are not on the device: what a CUDA graph would not compute again. Numbers apart,
+    which are constants where nothing waits."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        assert all(x.is_cuda for x in tree_leaves(results) if isinstance(x, Tensor) and x.ndim), function
+        return results
+
+
+@pytest.mark.parametrize("config", [EfficientLVSMConfig(**SIZES), EfficientLVSMConfig(**PROPE, ray_frame="camera")])
+def test_a_frame_can_be_captured(cuda, config):
+    """What a CUDA graph needs: no wait, the same operations whatever cameras and memory say, and all on the device, so
+    that memory for results is the caching allocator's."""
+    network = random_network(config).to(cuda)
     network.autocast_dtype = torch.bfloat16
     frames = []
     with torch.no_grad():
@@ -629,11 +644,49 @@ def test_a_frame_can_be_captured(cuda):
             memory = network.encode(make_views(1, 3, 16, 24, seed=seed).to(cuda))
             target = make_views(1, 1, 16, 24, seed=5 + seed).to(cuda)
             network.decode(memory, target)
-            with launches() as launched, waits() as waiting:
+            with launches() as launched, waits() as waiting, OnTheDevice():
                 network.decode(memory, target)
             frames.append([(name, x.shape, x.dtype) for name, x in launched])
             assert not waiting
     assert frames[0] == frames[1]
+
+
+def test_frames_are_captured_where_asked_for_on_the_device(cuda, monkeypatch):
+    def model(device: str, **options: bool) -> EfficientLVSMModel:
+        config = EfficientLVSMModelConfig(network=EfficientLVSMConfig(**SIZES), **options)
+        return config.setup(scene_box=None, num_train_data=1).to(device).eval()
+
+    assert model("cuda").network.captured_frames is model("cpu", cuda_graphs=True).network.captured_frames is None
+    captured = model("cuda", cuda_graphs=True)
+    graphs = captured.network.captured_frames
+    assert WeightAverage(captured.network, 0.5).network.captured_frames is graphs
+    captured.set_context(ViewSet(make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)))
+    poses = torch.eye(4)[:3].repeat(5, 1, 1)
+    poses[:, 0, 3] = torch.linspace(-0.5, 0.5, 5)
+    replayed = []
+
+    def capture(run):
+        result = run()
+        return lambda: (replayed.append(True), result.copy_(run())), result
+
+    graphs._capture = capture
+    memory, cameras = captured.memory(), [Cameras(pose, 30.0, 30.0, 16.0, 10.0, 33, 20) for pose in poses]
+    with waits() as waiting:
+        found = [captured.render(memory, camera)["rgb"] for camera in cameras]
+    assert len(replayed) == 4 and not waiting
+    captured.network.captured_frames = None
+    for mine, camera in zip(found, cameras):
+        assert mine.is_cuda and torch.equal(mine.cpu(), captured.render(memory, camera)["rgb"].cpu())
+
+
+def test_without_a_driver_frames_are_not_captured_but_rendered(cuda):
+    network = random_network(EfficientLVSMConfig(**SIZES)).to(cuda)
+    network.captured_frames = CapturedFrames()
+    with torch.no_grad():
+        memory, target = network.encode(make_views(1, 2, 16, 24).to(cuda)), make_views(1, 1, 16, 24, seed=1).to(cuda)
+        expected = network.decode(memory, target)
+        with pytest.warns(UserWarning, match="rendered without CUDA graphs"):
+            assert torch.equal(network.decode(memory, target).cpu(), expected.cpu())
 
 
 def test_the_viewer_shows_pictures_and_attention(cuda, scene, tmp_path):

@@ -1,4 +1,5 @@
-"""torch.compile for blocks: what a block does in a call is one graph, which all layers of a network share.
+"""torch.compile for blocks: what a block does in a call is one graph, which all layers of a network share. And CUDA
+graphs of whole frames.
 
 What is compiled is the code of a block's methods. The block itself stays the module that it is, with its names in the
 state dict, its hooks and its place in other modules.
@@ -7,16 +8,24 @@ state dict, its hooks and its place in other modules.
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.nn.camera_encoding import CameraEncoding
+from elvsm_nerfstudio.nn.memory import SceneMemory
+from elvsm_nerfstudio.views import Views
 
+Decode = Callable[[SceneMemory, Views], Tensor]
+Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Runs a function once for its kernels' sake: what launches them all again, and where its result will then be."""
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -62,7 +71,7 @@ class Compiler:
         backend: of torch.compile.
     """
 
-    def __init__(self, required: bool = False, backend: str = "inductor"):
+    def __init__(self, required: bool = False, backend: str | Callable[..., Any] = "inductor"):
         self.required, self.backend = required, backend
         self.failure: Optional[str] = None
         """Why blocks run as they are."""
@@ -91,7 +100,7 @@ class Compiler:
         except Exception as error:
             if self.required or not _of_the_compiler(error):
                 raise
-            self.failure = " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())
+            self.failure = _in_a_line(error)
         warnings.warn(f"blocks are not compiled by torch.compile, but run as they are: {self.failure}", stacklevel=2)
         return method(block, *inputs)
 
@@ -120,9 +129,101 @@ def _of_the_compiler(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._", "triton"))
 
 
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())
+
+
 def _gradients_compiled_at_once() -> AbstractContextManager[Any]:
     """In which the code for gradients is compiled with the rest, not when they are first wanted, which is elsewhere."""
     from torch._functorch import config
 
     name = "force_non_lazy_backward_lowering"  # younger than the oldest torch that we run with
     return config.patch(name, True) if hasattr(config, name) else nullcontext()
+
+
+def capture_cuda_graph(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Captures what a function launches, on the current GPU."""
+    graph = torch.cuda.CUDAGraph()
+    # What other threads do on the GPU meanwhile, a training's, is no fault of this one.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = run()
+    return graph.replay, result
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A captured frame: the cameras that it reads, and where its picture will be."""
+
+    decode: Decode  # holds the weights, which the graph reads where they lie
+    target: Views
+    replay: Callable[[], None]
+    result: Tensor
+
+
+class CapturedFrames:
+    """Renders frames by CUDA graphs, whose launches cost the CPU nothing.
+
+    A graph is of one memory and one shape of targets. It reads keys and values where the memory has them, as a memory
+    never changes: other weights or views come with another memory, and with it go its graphs. Cameras are copied to
+    where the graph reads them. The first frame of a shape is rendered as it is, the second is captured, so that what
+    changes with every frame (a stream's memory) costs no captures.
+
+    Args:
+        capture: how; tests have no GPU.
+        limit: graphs kept for a memory, each of which has memory of its own for what is computed on the way.
+    """
+
+    def __init__(self, capture: Capture = capture_cuda_graph, limit: int = 8):
+        self._capture, self._limit = capture, limit
+        self.failure: Optional[str] = None
+        """Why frames are rendered without."""
+        self._lock = threading.Lock()  # several browsers render at once
+        self._frames: WeakKeyDictionary[SceneMemory, dict[tuple[Any, ...], Optional[_Frame]]] = WeakKeyDictionary()
+
+    def __reduce__(self):
+        return CapturedFrames, (self._capture, self._limit)
+
+    def render(self, decode: Decode, memory: SceneMemory, target: Views) -> Tensor:
+        """``decode(memory, target)``, replayed where it has been captured.
+
+        Args:
+            decode: the same for as long as weights and precision are the same.
+        """
+        if self.failure is not None:
+            return decode(memory, target)
+        shape = tuple(target.directions.shape)
+        with self._lock:
+            frames = self._frames.setdefault(memory, {})
+            if shape not in frames:
+                while len(frames) >= self._limit:
+                    del frames[next(iter(frames))]
+                frames[shape] = None
+                return decode(memory, target)
+            frame = frames[shape]
+            try:
+                if frame is None or frame.decode != decode:
+                    frames[shape] = frame = self._captured(decode, memory, target)
+                for mine, given in zip(_cameras(frame.target), _cameras(target)):
+                    mine.copy_(given)
+                frame.replay()
+                return frame.result.clone()  # the next frame is written to the same place
+            except RuntimeError as error:
+                self.failure = _in_a_line(error)
+                self._frames.clear()
+        warnings.warn(f"frames are rendered without CUDA graphs: {self.failure}", stacklevel=2)
+        return decode(memory, target)
+
+    def _captured(self, decode: Decode, memory: SceneMemory, target: Views) -> _Frame:
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be written to
+            cameras = Views(
+                *(torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x) for x in _cameras(target))
+            )
+            decode(
+                memory, cameras
+            )  # what is made on a first call, such as code for these strides, is none of the graph
+            replay, result = self._capture(lambda: decode(memory, cameras))
+        return _Frame(decode, cameras, replay, result)
+
+
+def _cameras(views: Views) -> tuple[Tensor, Tensor, Tensor]:
+    return views.camera_to_world, views.directions, views.intrinsics

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from elvsm_nerfstudio.geometry import CanonicalFrame, pluecker_rays
-from elvsm_nerfstudio.nn.compiled import Block, Compiler
+from elvsm_nerfstudio.nn.compiled import Block, CapturedFrames, Compiler
 from elvsm_nerfstudio.nn.kernels import recomputed
 from elvsm_nerfstudio.nn.layers import PatchHead, PatchTokenizer
 from elvsm_nerfstudio.nn.memory import SceneMemory, WeightsToken, check_ids
@@ -118,6 +118,8 @@ class SceneNetwork(nn.Module, ABC):
         self.chunk_tokens = chunk_tokens
         self.gradient_checkpointing = False
         """Whether training keeps only what goes into each block and computes the rest of it again on the way back."""
+        self.captured_frames: Optional[CapturedFrames] = None
+        """Renders frames by CUDA graphs, where there is a GPU; None renders them kernel by kernel."""
         self._weights = WeightsWatch()
         self._rounded = RoundedCopy()
 
@@ -283,7 +285,9 @@ class SceneNetwork(nn.Module, ABC):
         self._check_memory(memory, target)
         network = self._inference(memory.weights)
         if nearest_views is None or nearest_views >= memory.num_views:
-            return network._decode(memory, target)
+            if self.captured_frames is None or torch.is_grad_enabled():
+                return network._decode(memory, target)
+            return self.captured_frames.render(network._decode, memory, target)
         chosen = memory.nearest(target.camera_to_world, nearest_views)
         return torch.cat([network._decode_chosen(memory, target, scene, ids) for scene, ids in enumerate(chosen)])
 

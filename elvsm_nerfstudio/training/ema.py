@@ -26,7 +26,8 @@ class WeightAverage:
         # Not a copy of the module: that would bring along the hooks by which losses look into it.
         self.network = network.config.build().to(next(network.parameters()).device).eval().requires_grad_(False)
         """The averaged network; memories that it encoded are told from older ones by its ``weights_token``."""
-        self.network.autocast_dtype, self.network.compiler = network.autocast_dtype, network.compiler
+        for name in ("autocast_dtype", "compiler", "captured_frames"):
+            setattr(self.network, name, getattr(network, name))
         self.restart(network)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from elvsm_nerfstudio.evaluation.timing import milliseconds, peak_flops, processor, synchronise
-from elvsm_nerfstudio.nn.compiled import Compiler
+from elvsm_nerfstudio.nn.compiled import CapturedFrames, Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig, LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
@@ -256,6 +256,16 @@ def _compile(bench: Bench, network: SceneNetwork) -> None:
     network.compiler = Compiler(required=True, backend=backend)
 
 
+def _capture(bench: Bench, network: SceneNetwork) -> None:
+    """Every frame of the network. On CPUs what would be captured is run again."""
+
+    def run_again(run: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
+        result = run()
+        return lambda: result.copy_(run()), result
+
+    network.captured_frames = CapturedFrames() if bench.device.type == "cuda" else CapturedFrames(run_again)
+
+
 def attention(bench: Bench) -> list[dict[str, Any]]:
     """Queries of one target to the keys of N views, by PyTorch's back ends."""
     network, size, rows = bench.sizes.network, bench.sizes.image_sizes[0], []
@@ -305,14 +315,16 @@ def path(bench: Bench) -> list[dict[str, Any]]:
     count = min(8, max(bench.sizes.view_counts))
     for size in bench.sizes.image_sizes:
         scene = Scene.make(count, size, bench.device, frames)
-        for compiled in (False, True):
+        for blocks in ("as they are", "compiled", "compiled, in a CUDA graph"):
             network = bench.build(bench.sizes.network)
             memory, alone = network.encode(scene.first(count), scene.frame), None
             for together in (1, 4, 16):
-                row = {"image_size": size, "views": count, "frames_per_call": together, "compiled": compiled}
+                row = {"image_size": size, "views": count, "frames_per_call": together, "blocks": blocks}
                 with _failures(row):
-                    if compiled and together == 1:
+                    if blocks != "as they are" and together == 1:
                         _compile(bench, network)
+                    if blocks == "compiled, in a CUDA graph" and together == 1:
+                        _capture(bench, network)
 
                     run = partial(_frames, network, memory, scene, together)
                     images = torch.cat(run(), dim=1)
@@ -320,6 +332,8 @@ def path(bench: Bench) -> list[dict[str, Any]]:
                     row["difference"] = (images - alone).abs().max().item()
                     flops = frames * flops_of(bench, bench.sizes.network, Cached, "render", count, size)
                     row.update(bench.measure(run, flops))
+                    if network.captured_frames is not None and network.captured_frames.failure is not None:
+                        raise RuntimeError(network.captured_frames.failure)
                     if "ms" in row:
                         row["frames_per_second"] = frames / row["ms"]["median"] * 1e3
                 rows.append(row)

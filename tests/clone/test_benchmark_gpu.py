@@ -50,7 +50,8 @@ def test_the_whole_program_runs_on_a_cpu_without_nerfstudio(tmp_path):
     assert calls[16, 2, "encode", "ours"]["flops"] == 2 * calls[16, 1, "encode", "ours"]["flops"]
     assert {(row["views"], row["method"]) for row in tables["paper"]} == {(2, name) for name in methods}
 
-    assert [row["frames_per_call"] for row in tables["path"]] == [1, 4, 16] * 2
+    assert [row["frames_per_call"] for row in tables["path"]] == [1, 4, 16] * 3
+    assert len({row["blocks"] for row in tables["path"]}) == 3
     assert all(row["difference"] < 1e-5 and row["frames_per_second"] > 0 for row in tables["path"])
     plain, compiled, checkpointing = tables["training"]
     assert compiled["compiled"] and checkpointing["checkpointing"] and plain["tokens_per_second"] > 0

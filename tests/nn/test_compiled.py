@@ -1,8 +1,11 @@
-"""Blocks that torch.compile makes one graph of: the same results, few graphs, and a way back where it fails."""
+"""Blocks that torch.compile makes one graph of, and frames that are captured: the same results, few graphs, and a way
+back where it fails."""
 
+import gc
 import subprocess
 import sys
 import warnings
+import weakref
 from contextlib import nullcontext
 from copy import deepcopy
 
@@ -12,7 +15,7 @@ from conftest import make_views
 from test_network import random_network
 
 from elvsm_nerfstudio.model import EfficientLVSMModelConfig
-from elvsm_nerfstudio.nn.compiled import Compiler
+from elvsm_nerfstudio.nn.compiled import CapturedFrames, Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMEncoderDecoderConfig
 from elvsm_nerfstudio.training.ema import WeightAverage
@@ -192,3 +195,147 @@ def test_nothing_of_the_compiler_is_imported_before_it_is_used():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     without = "import sys, torch; print([n for n in sys.modules if n.startswith('torch._dynamo')])"
     assert found == subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, check=True).stdout
+
+
+# CUDA graphs of frames
+
+
+class Captures(list):
+    """Captures by keeping what was run, which is run again where a graph would be replayed."""
+
+    def __call__(self, run):
+        self.append(run)
+        result = run()
+        return lambda: result.copy_(run()), result
+
+
+def capturing(config) -> tuple:
+    network, captures = (config.build() if config is LVSM else random_network(config)), Captures()
+    network.captured_frames = CapturedFrames(captures)
+    return network, captures
+
+
+@pytest.mark.parametrize("config", [PLAIN, PROPE, LVSM])
+@torch.no_grad()
+def test_captured_frames_are_of_their_own_cameras(config):
+    network, captures = capturing(config)
+    memory = network.encode(make_views(1, 3, 16, 24))
+    targets = [make_views(1, 1, 16, 24, seed=seed) for seed in range(1, 6)]
+    expected = [network._decode(memory, target) for target in targets]
+    found = [network.decode(memory, target) for target in targets]
+    assert all(map(torch.equal, found, expected)) and len(captures) == 1
+    assert not torch.equal(found[2], found[3])
+
+
+@torch.no_grad()
+def test_a_graph_is_of_one_memory_and_one_shape_of_targets():
+    network, captures = capturing(PROPE)
+    network.captured_frames = CapturedFrames(captures, limit=2)
+    memory = network.encode(make_views(1, 3, 16, 24))
+
+    def number_after(memory, *shape: int) -> int:
+        for seed in (1, 2, 3):
+            target = make_views(1, *shape, seed=seed)
+            assert torch.equal(network.decode(memory, target), network._decode(memory, target))
+        return len(captures)
+
+    first, wider, several = (1, 16, 24), (1, 16, 32), (2, 16, 24)
+    assert number_after(memory, *first) == 1 and number_after(memory, *wider) == 2
+    assert number_after(memory, *first) == 2 and number_after(memory.select(memory.ids), *first) == 2
+    fewer, more = memory.drop([1]), network.append(memory, make_views(1, 1, 16, 24, seed=7))
+    assert number_after(fewer, *first) == 3 and number_after(more, *first) == 4
+    assert number_after(memory, *wider) == 4
+    assert number_after(memory, *several) == 5, "in place of the first shape, as there are two at most"
+    assert number_after(memory, *first) == 6
+
+
+@torch.no_grad()
+def test_other_weights_are_other_graphs():
+    network, captures = capturing(PLAIN)
+    context, target = make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)
+
+    def frames(dtype) -> list[torch.Tensor]:
+        network.autocast_dtype = dtype
+        memory = network.encode(context)
+        return [network.decode(memory, target) for _ in range(3)]
+
+    before = [frames(None), frames(torch.bfloat16)]
+    old = network.encode(context)
+    for parameter in network.parameters():
+        parameter.mul_(1.1)
+    with pytest.raises(ValueError, match="other weights"):
+        network.decode(old, target)
+    after = [frames(None), frames(torch.bfloat16)]
+    assert len(captures) == 4
+    for found in (*before, *after):
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert len({float(found[0].mean()) for found in (*before, *after)}) == 4
+    assert (deepcopy(network).captured_frames is not network.captured_frames) and len(captures) == 4
+
+
+@torch.no_grad()
+def test_graphs_go_with_their_memory():
+    network, replays = random_network(PLAIN), []
+
+    def capture(run):
+        result = run()
+
+        def replay():  # as a graph does, it holds no tensors
+            pass
+
+        replays.append(weakref.ref(replay))
+        return replay, result
+
+    network.captured_frames = CapturedFrames(capture)
+    memory, target = network.encode(make_views(1, 2, 16, 24)), make_views(1, 1, 16, 24, seed=1)
+    network.decode(memory, target)
+    network.decode(memory, target)
+    assert len(replays) == 1 and replays[0]() is not None
+    del memory
+    gc.collect()
+    assert replays[0]() is None
+
+
+def test_frames_that_cannot_be_captured_are_rendered_as_they_are():
+    network, tried = random_network(PLAIN), []
+
+    def broken(run):
+        tried.append(run)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\n\nmore of it")
+
+    network.captured_frames = CapturedFrames(broken)
+    context, target = make_views(1, 2, 16, 24), make_views(1, 1, 16, 24, seed=1)
+    with torch.no_grad():
+        memory = network.encode(context)
+        expected = network._decode(memory, target)
+        network.decode(memory, target)
+        with pytest.warns(UserWarning, match="without CUDA graphs.*not permitted") as said:
+            assert torch.equal(network.decode(memory, target), expected)
+        assert len(said) == 1 and "\n" not in str(said[0].message)
+        with warnings.catch_warnings(action="error") if sys.version_info >= (3, 11) else nullcontext():
+            assert torch.equal(network.decode(memory, target), expected)
+    assert len(tried) == 1
+
+
+def test_gradients_and_nearest_views_are_not_captured():
+    network, captures = capturing(PLAIN)
+    context, target = make_views(1, 3, 16, 24), make_views(1, 1, 16, 24, seed=1)
+    for _ in range(3):
+        network(context, target).mean().backward()
+    with torch.no_grad():
+        memory = network.encode(context)
+        for _ in range(3):
+            network.decode(memory, target, nearest_views=2)
+    assert not captures
+
+
+def test_frames_captured_in_inference_mode_are_replayed_outside_of_it():
+    network, captures = capturing(PROPE)
+    context, targets = make_views(1, 2, 16, 24), [make_views(1, 1, 16, 24, seed=seed) for seed in (1, 2)]
+    with torch.inference_mode():
+        memory = network.encode(context)
+        for _ in range(2):
+            network.decode(memory, targets[0])
+    with torch.no_grad():
+        assert torch.equal(network.decode(memory, targets[1]), network._decode(memory, targets[1]))
+    assert len(captures) == 1
