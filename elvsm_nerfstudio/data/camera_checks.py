@@ -11,7 +11,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import camera_name, check_cameras, without_scale
-from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.data.images import DataError, duplicates
 from elvsm_nerfstudio.data.names import check_file
 from elvsm_nerfstudio.data.posed_frames import SCALED_ROTATIONS
 from elvsm_nerfstudio.geometry import opengl_to_opencv, outlying
@@ -114,6 +114,13 @@ def _check_places(poses: Float[Tensor, "frame 4 4"], single_precision: bool) -> 
 def _doubts(poses: Float[Tensor, "frame 4 4"], cameras: Cameras, files: list[str]) -> list[tuple[str, str]]:
     """Kind and text of what may be wrong or costs quality."""
     doubts = []
+    for file in duplicates(files)[:1]:
+        frames = ", ".join(str(i) for i, other in enumerate(files) if other == file)
+        doubts.append((
+            "images named twice",
+            f"frames {frames} have the same image, {file}; each is kept with its own camera. If that is not meant, "
+            "take all but one out of the file: scores of a target whose image is context too say nothing",
+        ))  # fmt: skip
     out = outlying(poses[:, :3, 3])
     for i in out.nonzero()[:1].flatten().tolist():
         doubts.append((

@@ -96,16 +96,24 @@ def splits_evenly(config: DataParserConfig, path: Path) -> bool:
     return hasattr(config, "train_split_fraction") and not listed
 
 
+def identities(outputs: DataparserOutputs) -> list[tuple[Path, bytes]]:
+    """What tells the frames of a scene apart: the image file and the camera, as one image may have several."""
+    cameras = outputs.cameras
+    poses = cameras.camera_to_worlds.flatten(1)
+    numbers = torch.cat([poses, cameras.fx, cameras.fy, cameras.cx, cameras.cy], dim=1).numpy()
+    return [(file, camera.tobytes()) for file, camera in zip(outputs.image_filenames, numbers)]
+
+
 def _by_name(parts: Sequence[DataparserOutputs]) -> DataparserOutputs:
     """Each frame of some splits once, in order of file names: COLMAP numbers images as its threads come to them."""
-    files = [file for part in parts for file in part.image_filenames]
-    first = {file: i for i, file in reversed(list(enumerate(files)))}
-    ordered = sorted(first, key=natural_order)
-    index = [first[file] for file in ordered]
+    frames = [frame for part in parts for frame in identities(part)]
+    first = {frame: i for i, frame in reversed(list(enumerate(frames)))}
+    files = [file for file, _ in frames]
+    index = sorted(first.values(), key=lambda i: (natural_order(files[i]), i))
     masks = [mask for part in parts for mask in part.mask_filenames or ()]
     return dataclasses.replace(
         parts[0],
-        image_filenames=ordered,
+        image_filenames=[files[i] for i in index],
         cameras=_concatenate([part.cameras for part in parts])[torch.tensor(index, dtype=torch.long)],
         mask_filenames=[masks[i] for i in index] if len(masks) == len(files) else None,
     )

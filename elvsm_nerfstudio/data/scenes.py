@@ -18,7 +18,7 @@ from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import DataError, duplicates
 from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
-from elvsm_nerfstudio.data.parsing import all_frames, by_split, reason, refusal, splits_evenly
+from elvsm_nerfstudio.data.parsing import all_frames, by_split, identities, reason, refusal, splits_evenly
 from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataParserConfig
@@ -162,10 +162,10 @@ class SceneCollection:
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
         splits = by_split(self.dataparser, entry.path)
         outputs = all_frames(self.dataparser, entry.path)
-        position = {file: i for i, file in enumerate(outputs.image_filenames)}
+        position = {frame: i for i, frame in enumerate(identities(outputs))}
         held_out = self._held_out.get(entry.name, frozenset()) & set(range(len(outputs.image_filenames)))
         frames = {
-            split: set(part.metadata.get(FRAME_NUMBERS) or (position[file] for file in part.image_filenames))
+            split: set(part.metadata.get(FRAME_NUMBERS) or (position[frame] for frame in identities(part)))
             for split, part in splits.items()
         }
         train = frames["train"]

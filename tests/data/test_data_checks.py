@@ -347,6 +347,36 @@ def test_whole_scenes_are_all_their_frames(tmp_path):
     assert load(tmp_path, BlenderDataParserConfig()).train_frames == tuple(range(8))
 
 
+@pytest.mark.parametrize("whole_scenes", [False, True])
+def test_an_image_with_two_cameras_is_two_frames(tmp_path, said, whole_scenes):
+    folder = tmp_path / "scene_0"
+    write_collection(tmp_path, "train val test", num_frames=12)
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    poses = [torch.tensor(frame["transform_matrix"]) for frame in frames]
+    edit_json(folder / "transforms.json", lambda m: m["frames"][7].update(file_path="images/002.png"))
+    config = NerfstudioDataParserConfig(eval_mode="interval", eval_interval=4)
+    scene = load(tmp_path if whole_scenes else folder, config)
+    # The file's order, 0 1 2 7 3 4 5 6 8 9 10 11, of which every fourth is held out.
+    assert scene.num_frames == 12 and scene.frame_names[1:5] == ["00001_001", "00002_002", "00003_002", "00004_003"]
+    rotations = scene.cameras.camera_to_worlds[:, :, :3]
+    for frame, of_file in ((2, 2), (3, 7), (4, 3), (11, 11)):
+        expected = poses[0][:3, :3].T @ poses[of_file][:3, :3]
+        assert torch.allclose(rotations[0].T @ rotations[frame], expected, atol=1e-5)
+    if not whole_scenes:
+        assert scene.eval_frames == (0, 4, 8) and scene.train_frames == (1, 2, 3, 5, 6, 7, 9, 10, 11)
+    assert re.search(r"Scene \w+: frames 2, 3 have the same image, .*002.png;", said["images named twice"])
+
+
+def test_a_frame_that_is_listed_twice_is_one(tmp_path, said):
+    folder = write_scene(tmp_path / "scene", num_frames=12)
+    expected = load(folder).cameras.camera_to_worlds
+    edit_json(folder / "transforms.json", lambda m: m["frames"].append(m["frames"][3]))
+    list_splits(folder, train=range(8), test=range(6, 12))  # two of them in both
+    scene = load(folder)
+    assert scene.num_frames == 12 and scene.train_frames == tuple(range(8)) and scene.eval_frames == tuple(range(6, 12))
+    assert scene.cameras.camera_to_worlds.shape == expected.shape and "images named twice" not in said
+
+
 # Dataparsers
 
 
