@@ -40,6 +40,12 @@ def whole(path: Path, partial: Optional[Path] = None, suffix: str = "", durable:
         _sync(path.parent)
 
 
+def remove_partial(folder: Path) -> None:
+    """Removes what killed processes left of what ``whole`` should have put into a folder, where no other one writes."""
+    for partial in folder.glob(".*.partial"):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors, whole or not at all.
 

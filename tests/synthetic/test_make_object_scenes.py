@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -331,7 +332,7 @@ def test_resume_subset_determinism_and_other_settings(furniture: Path, tmp_path:
 
     # As a kill -9 leaves it: one scene is missing, another one half there under its temporary name.
     wedge = output / SCENES["wedge"]
-    partial = output / f".{SCENES['wedge']}.partial"
+    partial = output / f".{SCENES['wedge']}.0a1b2c3d.partial"
     wedge.rename(partial)
     (partial / "transforms.json").unlink()
     (output / SCENES["picture"] / "images" / "003.png").unlink()
@@ -364,6 +365,41 @@ def test_resume_subset_determinism_and_other_settings(furniture: Path, tmp_path:
     assert [scene["name"] for scene in json.loads((test / "scenes.json").read_text())["scenes"]] == [SCENES["cube"]]
     assert contents(test / SCENES["cube"]) == contents(output / SCENES["cube"])
     assert contents(test)["evaluation_index.json"] == before["evaluation_index.json"]
+
+
+def test_a_scene_that_cannot_be_written_leaves_nothing(furniture: Path, tmp_path: Path, monkeypatch) -> None:
+    from elvsm_nerfstudio.synthetic import object_scene
+    from elvsm_nerfstudio.synthetic.furniture import read_furniture
+
+    class WhiteRenderer:
+        def render(self, mesh, poses, focal):
+            return np.full((len(poses), 8, 8, 4), 255, np.uint8)
+
+    def fail(path: Path, content: dict) -> None:
+        assert len(list((path.parent / "images").iterdir())) == 8
+        raise OSError("no space left")
+
+    cube = next(item for item in read_furniture(furniture / "libraries", ()) if item.name == SCENES["cube"])
+    settings = object_scene.Settings(resolution=8, views_per_object=8, seed=0, renderer="embreex")
+    with monkeypatch.context() as patch:
+        patch.setattr(object_scene, "write_json", fail)
+        with pytest.raises(OSError, match="no space"):
+            object_scene.write_scene(cube, tmp_path, settings, WhiteRenderer())
+    assert not any(tmp_path.iterdir())
+    object_scene.write_scene(cube, tmp_path, settings, WhiteRenderer())
+    assert [folder.name for folder in tmp_path.iterdir()] == [cube.name]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_a_broken_package_leaves_nothing(tmp_path: Path) -> None:
+    from elvsm_nerfstudio.synthetic.furniture import InputError, prepare_furniture
+
+    package = tmp_path / "sweethome3d-furniture_1.0_all.deb"
+    package.write_text("half of it")
+    (tmp_path / ".libraries.0a1b2c3d.partial").mkdir()  # as a killed process leaves it
+    with pytest.raises(InputError, match="which cannot be unpacked"):
+        prepare_furniture(tmp_path)
+    assert list(tmp_path.iterdir()) == [package]
 
 
 def test_a_set_without_test_objects_has_no_evaluation_index(script, tmp_path: Path) -> None:

