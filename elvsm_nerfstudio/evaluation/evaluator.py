@@ -90,13 +90,20 @@ class Evaluation:
         averages = {"by_context_views": self.by_views} if several else next(iter(self.by_views.values()))
         details = {"record": self.record, "timing": self.timing, "context": self.context, "images": self.rows}
         output = ns_eval_output()
-        for path in filter(None, (output, pictures and pictures / "metrics.json")):
+        paths = list(dict.fromkeys(filter(None, (output, pictures and pictures / "metrics.json"))))
+        for path in paths:
             write_json(path.with_suffix(".images.json"), details)
-            say(f"Metrics of every image, and times: {path.with_suffix('.images.json')}")
             if several:
                 plot_against_views(path.with_suffix(".png"), self.record["protocol"]["name"], self.by_views)
-                say(f"Plot: {path.with_suffix('.png')}")
+        if paths:
+            say(f"Metrics of every image, and times: {_listed(paths, '.images.json')}")
+            if several:
+                say(f"Plot: {_listed(paths, '.png')}")
         return {**averages, "record": self.record} if output else averages
+
+
+def _listed(paths: list[Path], suffix: str) -> str:
+    return " and ".join(str(path.with_suffix(suffix)) for path in paths)
 
 
 @contextmanager

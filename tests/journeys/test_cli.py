@@ -65,10 +65,12 @@ def test_runs_are_compared_on_validation_scenes(workspace, collection):
 
 def test_evaluation_twice_gives_the_same_json(workspace, run):
     for name in ("first", "second"):
-        run_cli(
+        done = run_cli(
             "ns-eval", "--load-config", str(run / "config.yml"), "--output-path", f"{name}.json",
             "--render-output-path", f"{name}_pictures", cwd=workspace,
         )  # fmt: skip
+        assert done.stdout.count("Metrics of every image") == 1
+        assert f"{name}.images.json and {name}_pictures/metrics.images.json" in done.stdout
     first, second = ((workspace / f"{name}.json").read_text() for name in ("first", "second"))
     assert first == second
 
