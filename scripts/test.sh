@@ -9,9 +9,14 @@ bash scripts/setup.sh objects,dev
 .venv/bin/python -m basedpyright --level error
 # A process for each of two cores, and one thread in each: more threads than cores slow torch down tenfold.
 export OMP_NUM_THREADS=1
-if [ $# = 0 ]; then # those of cameras, view sets and the network once more, with all tensors' shapes checked as they run
-    .venv/bin/python -m pytest -q --jaxtyping-packages=elvsm_nerfstudio,beartype.beartype \
-        tests/test_{cameras,geometry}.py tests/data/test_{evaluation_views,view_samplers}.py \
-        tests/nn/test_{camera_encoding,kernels,layers,memory,official_step}.py
+if [ $# = 0 ]; then # some of each room once more, with types and tensors' shapes checked as they run
+    .venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile \
+        --jaxtyping-packages=elvsm_nerfstudio,runtime_types.checked \
+        tests/test_{cameras,geometry,model}.py tests/test_registration.py::test_entry_points_are_the_methods_names \
+        tests/data/test_{evaluation_views,formats,lenses,view_samplers}.py tests/evaluation/test_{metrics,protocols}.py \
+        tests/nn/test_{camera_encoding,kernels,layers,memory,official_step}.py \
+        tests/splatting/test_{photo_hull,plane_sweep,rendered_cameras}.py \
+        tests/training/test_{ema,optimizers,prefixes,psnr_loss,repa}.py \
+        --deselect tests/evaluation/test_protocols.py::test_re10k_scores_every_scene_of_the_index_from_chunks # 256 px
 fi
 exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from nerfstudio.cameras.camera_utils import auto_orient_and_center_poses
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
@@ -50,7 +50,7 @@ def dataparser_outputs(
     names: Sequence[Path],
     world_to_camera: Float[Tensor, "frame rows 4"],
     intrinsics: Float[Tensor, "frame 4"],
-    size: tuple[int, int] | Float[Tensor, "frame 2"],
+    size: tuple[int, int] | Int[Tensor, "frame 2"],
     metadata: Optional[dict[str, Any]] = None,
 ) -> DataparserOutputs:
     """nerfstudio's view of a scene, or of the part of it that is in a split.

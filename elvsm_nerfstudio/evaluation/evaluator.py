@@ -68,9 +68,9 @@ class ImageResult:
 
 @dataclass
 class Evaluation:
-    """The outcome: averages for each number of context views, and a row for every image."""
+    """The outcome: averages for each number of context views (None for the only one), and a row for every image."""
 
-    by_views: dict[int, dict[str, float]]
+    by_views: dict[Optional[int], dict[str, float]]
     rows: list[dict[str, Any]]
     record: dict[str, Any]
     """What was evaluated: protocol, data and their fingerprint, code. No times, no machine: equal evaluations of equal

@@ -159,7 +159,7 @@ def test_training_goes_through_steps_of_all_aspects(collection):
 @pytest.mark.parametrize("kind", [CameraType.PERSPECTIVE, CameraType.FISHEYE, CameraType.EQUIRECTANGULAR])
 def test_shifted_grids_show_the_same_rays(collection, monkeypatch, kind):
     model = tiny_pipeline(collection).model
-    sizes = []
+    memory, sizes = model.memory(), []
 
     def rays(memory, target, nearest_views):
         sizes.append((target.height, target.width))
@@ -167,9 +167,9 @@ def test_shifted_grids_show_the_same_rays(collection, monkeypatch, kind):
 
     monkeypatch.setattr(type(model.network), "decode", lambda self, *args: rays(*args))
     camera = Cameras(torch.eye(4)[None, :3], 30.0, 31.0, 13.0, 9.5, 26, 20, torch.zeros(1, 6), kind)
-    expected = model.render(None, camera)["rgb"]
+    expected = model.render(memory, camera)["rgb"]
     model.config.shifted_grids = 4
-    shown = model.render(None, camera)["rgb"]
+    shown = model.render(memory, camera)["rgb"]
     assert shown.shape == (20, 26, 3) and torch.allclose(shown, expected, atol=1e-6)
     grids = [(24, 32)] if kind == CameraType.EQUIRECTANGULAR else [(24, 32)] * 4
     assert sizes == [(24, 32), *grids]

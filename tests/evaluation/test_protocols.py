@@ -39,9 +39,8 @@ def test_protocols_say_what_the_field_does():
     re10k, other = PROTOCOLS["re10k-2view-256"], PROTOCOLS["re10k-2view-256-context-frame"]
     assert re10k.canonical_frame == "context+target" and other.canonical_frame == "context"
     assert re10k.images((64, 64)).resized((360, 640)) == (256, 456)
-    assert replace(other, name="", description="", canonical_frame="") == replace(
-        re10k, name="", description="", canonical_frame=""
-    )
+    of_re10k = {key: getattr(re10k, key) for key in ("name", "description", "canonical_frame")}
+    assert replace(other, **of_re10k) == re10k
     assert PROTOCOLS["objects-4view"].images((64, 64)).background == "white"
     assert PROTOCOLS["objects-4view-black"].images((64, 64)).background == "black"
     assert PROTOCOLS["objects-1-to-16"].context_views == (1, 2, 4, 8, 16)
