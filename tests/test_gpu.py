@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_views
 from nerfstudio.cameras.cameras import Cameras, CameraType
+from test_precision import TOLERANCES, network_and_views
 
 from elvsm_nerfstudio.cameras import views_from_cameras
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
@@ -15,15 +16,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(None, 5e-3), (torch.bfloat16, 0.05)], ids=["TF32", "bf16"])
+@pytest.mark.parametrize("dtype, tolerance", TOLERANCES.items(), ids=["TF32", "bf16"])
+@torch.no_grad()
 def test_cuda_renders_what_the_cpu_renders(dtype, tolerance):
-    torch.manual_seed(0)
-    network = EfficientLVSM(EfficientLVSMConfig(width=128, num_layers=4))
-    context, target = make_views(2, 3, 64, 64), make_views(2, 2, 64, 64, seed=1)
-    with torch.no_grad():
-        expected = network(context, target)
-        network.to("cuda").autocast_dtype = dtype
-        assert (network(context.to("cuda"), target.to("cuda")).cpu() - expected).abs().max() < tolerance
+    network, context, target = network_and_views()
+    expected = network(context, target)
+    network.to("cuda").autocast_dtype = dtype
+    assert (network(context.to("cuda"), target.to("cuda")).cpu() - expected).abs().max() < tolerance
 
 
 def test_a_training_step_at_the_papers_size():

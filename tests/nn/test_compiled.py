@@ -62,17 +62,21 @@ def results(network, context, target) -> list[torch.Tensor]:
     ],
 )
 def test_compiled_blocks_render_and_learn_as_they_are(config, dtype, checkpointing, backend):
+    torch.manual_seed(0)
     network = config.build()
-    network.autocast_dtype, network.gradient_checkpointing = dtype, checkpointing
+    network.gradient_checkpointing = checkpointing
     views = make_views(2, 3, 16, 24), make_views(2, 2, 16, 24, seed=1)
+    exact = results(network, *views)
+    network.autocast_dtype = dtype
     names, expected, token = list(network.state_dict()), results(network, *views), network.weights_token()
     network.compiler = Compiler(required=True, backend=backend)
     found = results(network, *views)
     assert list(network.state_dict()) == names and network.weights_token() is token
-    for number, (mine, theirs) in enumerate(zip(found, expected)):
-        # Gradients in bf16 differ more than images: inductor rounds fewer intermediate results than eager does.
-        tolerance = 1e-5 if dtype is None else 4e-2 if number else 2e-2
-        assert (mine - theirs).norm() <= tolerance * theirs.norm()
+    assert (found[0] - expected[0]).norm() <= (1e-5 if dtype is None else 2e-2) * expected[0].norm()
+    for mine, theirs, true in zip(found, expected, exact):
+        # In bf16 both round, each in places of its own: compiled code may be twice as far from fp32 as eager code is.
+        bound = 1e-5 * theirs.norm() if dtype is None else 2 * (theirs - true).norm()
+        assert (mine - true).norm() <= bound
 
 
 @pytest.mark.parametrize("config, gradients", [(PROPE, True), (PLAIN, False)])
