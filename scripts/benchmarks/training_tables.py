@@ -55,7 +55,7 @@ def _needs(result: Mapping[str, Any]) -> str:
     a100 = result["a100"]
     rate = f"{a100['utilisation']:.0%} of its {a100['tflops']} TFLOP/s"
     lines = [
-        "| method | gradient checkpointing | TFLOPs a scene | memory: GiB, and for each scene | s a scene, A100 |",
+        "| method | gradient checkpointing | TFLOPs a scene | memory: GiB, and for each scene | ms a scene, A100 |",
         "|---|---|---|---|---|",
     ]
     for row in result["needs"]:
@@ -63,11 +63,11 @@ def _needs(result: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['method']} | {checkpointing} | {row['flops_per_scene'] / 1e12:,.2f} | "
             f"{row['bytes_without_scenes'] / GIB:.2f} + {row['bytes_per_scene'] / GIB:.2f} | "
-            f"{row['a100_seconds_per_scene']:.3f} |"
+            f"{1e3 * row['a100_seconds_per_scene']:,.1f} |"
         )
     note = (
         "Counted: FLOPs of forward and backward (three times the forward's, four with checkpointing). Extrapolated: "
-        f"memory in bf16, from small batches on the CPU. Computed: seconds on an A100 at {rate}, a guess. Without "
+        f"memory in bf16, from small batches on the CPU. Computed: time on an A100 at {rate}, a guess. Without "
         "perceptual loss and REPA."
     )
     return note + "\n\n" + "\n".join(lines)
