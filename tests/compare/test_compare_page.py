@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from browser import Browser, find_chromium, wait_for
 
 from elvsm_nerfstudio.compare.page import write_page
 from elvsm_nerfstudio.compare.plots import write_plots
 from elvsm_nerfstudio.compare.scoring import frame_file, score, summary
 from elvsm_nerfstudio.evaluation.report import write_image
+from scripts.release.browser import Browser, find_chromium, wait_for
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
 

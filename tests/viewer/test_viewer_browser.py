@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -17,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from browser import Browser, find_chromium, wait_for
 from conftest import tiny_pipeline, write_scene
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
+from scripts.release.browser import PATIENCE, Browser, find_chromium, wait_for
+from scripts.release.viewer_picture import ns_viewer
 
-PATIENCE = 90
-"""Seconds to wait for anything on the page: a busy machine renders slowly."""
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
 
 # viser 0.2.7 says this of the handle of nerfstudio's crop box, whatever the method.
 KNOWN_ERROR = "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN"
@@ -64,29 +58,9 @@ def run(scene, tmp_path) -> Path:
 @pytest.fixture
 def server(run, tmp_path) -> Iterator[tuple[str, Path]]:
     """ns-viewer as users start it: its address, and the file with all that it prints."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    url, log = f"http://localhost:{port}", tmp_path / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "ns-viewer", "--load-config", run, "--viewer.websocket-port", str(port)],
-            cwd=tmp_path, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(url).status == 200
-        except OSError:
-            return False
-
-    try:
-        wait_for(answers, PATIENCE, "ns-viewer")
+    log = tmp_path / "server.log"
+    with ns_viewer(run, log) as url:
         yield url, log
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture

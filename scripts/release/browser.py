@@ -19,6 +19,8 @@ from PIL import Image
 from websockets.sync.client import connect
 
 PROGRAMS = "chromium", "chromium-browser", "google-chrome"
+PATIENCE = 300
+"""Seconds to wait for anything: a busy machine starts and renders slowly."""
 
 
 def find_chromium() -> Optional[str]:
@@ -45,7 +47,7 @@ class Browser:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         port_file = folder / "DevToolsActivePort"
-        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), 30, "the browser to start")
+        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), PATIENCE, "the browser to start")
         port = port_file.read_text().splitlines()[0]
         with urllib.request.urlopen(f"http://localhost:{port}/json/list") as answer:
             pages = [target for target in json.load(answer) if target["type"] == "page"]
@@ -69,7 +71,7 @@ class Browser:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=PATIENCE))
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
@@ -98,7 +100,8 @@ class Browser:
 
     def wait_for_text(self, text: str) -> None:
         """Waits until the page shows it."""
-        wait_for(lambda: self.run(f"!!document.body?.innerText.includes({json.dumps(text)})"), 30, f"the text {text}")
+        shown = f"!!document.body?.innerText.includes({json.dumps(text)})"
+        wait_for(lambda: self.run(shown), PATIENCE, f"the text {text}")
 
     def screenshot(self) -> np.ndarray:
         """The page as uint8 [height, width, 3]."""
@@ -112,6 +115,10 @@ class Browser:
         for step in range(1, steps + 1):
             self._mouse("mouseMoved", *(a + (b - a) * step / steps for a, b in zip(start, end)))
         self._mouse("mouseReleased", *end)
+
+    def wheel(self, at: tuple[int, int], distance: float) -> None:
+        """Turns the mouse wheel, away from the user where the distance in pixels is negative."""
+        self.send("Input.dispatchMouseEvent", type="mouseWheel", x=at[0], y=at[1], deltaX=0, deltaY=distance)
 
     def _mouse(self, kind: str, x: float, y: float) -> None:
         button = "none" if kind == "mouseMoved" else "left"
