@@ -112,6 +112,13 @@ def image_metrics(
     return {**metrics, **{name: value for name, value in perceptual.items() if value is not None}}
 
 
+def mean_over_areas(
+    image: Float[Tensor, "height width 3"], size: tuple[int, int]
+) -> Float[Tensor, "reduced_height reduced_width 3"]:
+    """An image reduced to ``size`` (height, width)."""
+    return torch.nn.functional.adaptive_avg_pool2d(image.permute(2, 0, 1), size).permute(1, 2, 0)
+
+
 def _array(image: Float[Tensor, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
     """As the NumPy packages want it: clamped, float32, contiguous, on the CPU."""
     return image.detach().float().clamp(0, 1).cpu().contiguous().numpy()
