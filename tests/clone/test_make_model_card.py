@@ -161,6 +161,6 @@ def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
     assert read_weights(args.output).state["head.weight"].element_size() == 2
     for name in ("views", "samples", "curve"):
         assert f"(model_{name}.png)" in content
-    assert Image.open("assets/model_samples.png").size == (2 * (12 * 68 - 4), 2 * (2 * 68 - 4))
+    assert Image.open("assets/model_samples.png").size == (2 * (12 * 20 - 4), 2 * (2 * 20 - 4))
     monkeypatch.setattr(script.subprocess, "run", None)  # scored already
     assert script.make_model_card(args).read_text() == content
