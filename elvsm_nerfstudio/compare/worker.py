@@ -31,7 +31,7 @@ def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: to
     if spec.kind == "baseline":
         return Baseline(spec.method)
     if spec.kind == "network":
-        return Network(spec, device)
+        return Network(spec, settings, device)
     fitted = Gaussians if spec.kind == "gaussians" else Splatfacto
     return fitted(spec, settings, layout.fits(spec), device)
 

@@ -65,6 +65,13 @@ def compared(tmp_path_factory, plain, run):
     return args, compare(args)
 
 
+def settings_of(data: Path, scenes: tuple[str, ...] = ()):
+    """What a comparison at 16 x 16 pixels hands to its methods."""
+    from elvsm_nerfstudio.compare.layout import Settings
+
+    return Settings(str(data), (16, 16), "white", None, 3, scenes)
+
+
 def rows_of(result: dict, method: str, count: int) -> list[dict]:
     found = [r for r in result["records"] if (r["method"], r["context_views"]) == (method, count)]
     return [row for record in found for row in record["images"]]
@@ -214,7 +221,7 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
     monkeypatch.setattr(methods, "time", SimpleNamespace(perf_counter=itertools.count(0, 0.1).__next__))
 
     def fit(minutes: float | None) -> float:
-        network = Network(replace(spec, finetune_minutes=minutes), torch.device("cpu"))
+        network = Network(replace(spec, finetune_minutes=minutes), settings_of(plain), torch.device("cpu"))
         before = {name: tensor.clone() for name, tensor in network.model.network.state_dict().items()}
         prepared = network.prepare(SceneContext(scene.name, context, tmp_path, count))
         assert minutes is None or 55 <= prepared.facts["finetuning_steps"] <= 60
@@ -223,6 +230,40 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
         return float(psnr(renders.detach(), context.rgb[0]))
 
     assert fit(0.1) > fit(None) + 1
+
+
+def test_a_network_that_was_trained_at_a_larger_size_renders_at_it(tmp_path, plain, run):
+    from elvsm_nerfstudio.cameras import in_pixels
+    from elvsm_nerfstudio.compare.methods import Network, SceneContext
+    from elvsm_nerfstudio.compare.rows import find_methods
+
+    (spec,) = find_methods(options(plain, "efficient-lvsm-tiny", run=run), whole_scenes=True)
+    assert spec.image_size == (16, 16)
+    larger = replace(spec, image_size=(32, 32))
+    assert larger.key() != spec.key() and "image_size" not in replace(spec, image_size=None).key()
+    scenes = {}
+    for size in (16, 32):
+        datamanager = tiny_pipeline(plain, image_size=(size, size)).datamanager
+        scenes[size] = datamanager.evaluation_scene(datamanager.eval_entries[0])
+    small, large = scenes[16], scenes[32]
+    index = tmp_path / "index.json"
+    frames = {"context": list(small.context_names), "target": list(small.target_names)}
+    index.write_text(json.dumps({small.name: frames}))
+
+    network = Network(larger, settings_of(plain, scenes=(small.name,)), torch.device("cpu"))
+    count = small.views.context.num_views
+    prepared = network.prepare(SceneContext(small.name, small.views.context, index, count))
+    (picture, _), *_ = prepared.render(small.cameras[:1])
+    assert picture.shape == (16, 16, 3) and prepared.facts["rendered_size"] == [32, 32]
+    memory = network.model.network.encode(large.views.context)
+    expected = network.model.render(memory, in_pixels(small.cameras[:1], 32, 32))["rgb"]
+    torch.testing.assert_close(picture, expected.unflatten(0, (16, 2)).unflatten(2, (16, 2)).mean(dim=(1, 3)))
+
+    as_compared = Network(spec, settings_of(plain), torch.device("cpu"))
+    prepared = as_compared.prepare(SceneContext(small.name, small.views.context, index, count))
+    assert "rendered_size" not in prepared.facts
+    (other, _), *_ = prepared.render(small.cameras[:1])
+    assert not torch.allclose(other, picture, atol=1e-2)
 
 
 def test_mean_of_context():

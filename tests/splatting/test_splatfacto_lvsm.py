@@ -143,6 +143,16 @@ def test_pixels_on_which_parts_of_the_context_disagree_count_less(scene, weights
     assert torch.allclose(views.confidence, 1 / (1 + (doubt / 0.075) ** 2), atol=1e-4)
     assert (render_views(network, context.select([0]), cameras[:1]).confidence == 1).all()
 
+    # Finer renders than the photos are reduced to their pixels, what they see stays; coarser ones are left.
+    height, width = views.images.shape[1:3]
+    reduced = views.in_at_most((height // 2, width // 2))
+    assert reduced.images.shape[1:3] == (height // 2, width // 2) and reduced.confidence.shape[1:] == (
+        height // 2, width // 2, 1,
+    )  # fmt: skip
+    torch.testing.assert_close(reduced.images[0, 0, 0], views.images[0, :2, :2].mean(dim=(0, 1)))
+    torch.testing.assert_close(reduced.cameras.fx * 2, views.cameras.fx)
+    assert views.in_at_most((2 * height, width)) is views
+
 
 # The data manager
 
