@@ -191,7 +191,7 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
 
 
 def test_names_of_weights(weights, tmp_path):
-    assert load_renderer("pretrained", "cpu").image_size == (64, 64)
+    assert load_renderer("pretrained", "cpu").image_size == (128, 128)
     found = load_renderer(str(weights), "cpu")
     assert (found.file, found.image_size) == (weights, None) and found.network.config == NETWORK
 
