@@ -129,3 +129,5 @@ class Job:
     scene: str
     path_frames: int
     """Frames to render on the way through the context cameras; 0 for none."""
+    path_size: Optional[tuple[int, int]] = None
+    """Height and width of these; those of the photos if absent."""

@@ -136,7 +136,7 @@ class Network:
         encode_ms = milliseconds(device, lambda: self._encode(views))
         seconds = time.perf_counter() - start
         return Prepared(
-            render=partial(self._render, model.memory(), (scene.views.height, scene.views.width)),
+            render=partial(self._render, model.memory()),
             seconds=seconds,
             disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values()),
             frames_per_call=model.frames_per_call(views.height, views.width),
@@ -149,10 +149,9 @@ class Network:
         entry = next(entry for entry in datamanager.eval_entries if entry.name == scene.name)
         return datamanager.evaluation_scene(entry, ViewRule(scene.count, source="index"), max_targets=1).views.context
 
-    def _render(
-        self, memory: SceneMemory, size: tuple[int, int], cameras: Cameras
-    ) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:
-        if self._larger is None:
+    def _render(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:
+        size = int(cameras.height[0]), int(cameras.width[0])
+        if self._larger is None or size[0] >= self._larger.image_size[0]:
             yield from self.model.timed_frames(memory, cameras)
             return
         for picture, ms in self.model.timed_frames(memory, in_pixels(cameras, *self._larger.image_size)):

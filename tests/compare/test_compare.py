@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_views, tiny_pipeline, write_collection
+from PIL import Image
 
 from elvsm_nerfstudio.compare.scoring import frame_file, read_picture
 from elvsm_nerfstudio.data.images import DataError
@@ -60,7 +61,7 @@ def compared(tmp_path_factory, plain, run):
     args = CompareOptions(
         data=plain, methods=("efficient-lvsm-tiny", "broken", "copy-nearest"),
         runs=(f"efficient-lvsm-tiny={run}", f"broken={broken}"), output=tmp_path_factory.mktemp("comparison") / "out",
-        context_views=(1, 2), num_target_views=3, video_frames=6, beside="tests",
+        context_views=(1, 2), num_target_views=3, video_frames=6, video_image_size=(24, 32), beside="tests",
     )  # fmt: skip
     return args, compare(args)
 
@@ -142,6 +143,9 @@ def test_a_failing_method_is_shown_as_failed_and_the_rest_goes_on(compared):
     assert "not finite" in broken[0]["error"]
     table = (args.output / "table.md").read_text()
     assert "broken (2 of 2 scenes failed) | failed" in table and "| copy-nearest |" in table
+    frames = sorted(args.output.glob("methods/*/2_views/scene_5/path/*.png"))
+    sizes = {file.parents[3].name: Image.open(file).size for file in frames}
+    assert sizes == {"efficient-lvsm-tiny": (32, 24), "copy-nearest": (32, 24)} and len(frames) == 2 * 6
     for name in ("index.html", "results.json", "quality_views_dark.png", "quality_time_light.png", "path_scene_5.mp4"):
         assert (args.output / name).stat().st_size > 1000, name
 
