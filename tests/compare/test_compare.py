@@ -145,7 +145,7 @@ def test_a_failing_method_is_shown_as_failed_and_the_rest_goes_on(compared):
     assert "broken (2 of 2 scenes failed) | failed" in table and "| copy-nearest |" in table
     frames = sorted(args.output.glob("methods/*/2_views/scene_5/path/*.png"))
     sizes = {file.parents[3].name: Image.open(file).size for file in frames}
-    assert sizes == {"efficient-lvsm-tiny": (32, 24), "copy-nearest": (32, 24)} and len(frames) == 2 * 6
+    assert sizes == {"efficient-lvsm-tiny": (32, 24), "copy-nearest": (16, 16)} and len(frames) == 2 * 6
     for name in ("index.html", "results.json", "quality_views_dark.png", "quality_time_light.png", "path_scene_5.mp4"):
         assert (args.output / name).stat().st_size > 1000, name
 
