@@ -183,7 +183,8 @@ Written by `scripts/release/model_card.py`; every number below is of this file, 
 
 ```bash
 elvsm run --weights pretrained --data YOUR_CAPTURE     # prints a config.yml for ns-eval, ns-viewer
-ns-train {method} --pipeline.model.checkpoint pretrained --data YOUR_DATA  # trains on
+ns-train {method} --pipeline.model.checkpoint pretrained \\
+    --pipeline.datamanager.image-size {sides} --data YOUR_DATA         # trains on
 ```
 
 ## Held-out objects

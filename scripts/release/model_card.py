@@ -159,6 +159,7 @@ def make_model_card(args: Args) -> Path:
         network=config.pipeline.model.network.describe(),
         parameters=f"{sum(x.numel() for x in read_weights(weights).state.values()) / 1e6:.1f} M",
         image_size=f"{image_size[0]} x {image_size[1]}",
+        sides=f"{image_size[0]} {image_size[1]}",
         steps=" + ".join(f"{stage['steps']:,}" for stage in stages),
         scenes=str(datamanager.scenes_per_batch),
         context=" to ".join(map(str, sorted(set(datamanager.context_view_bounds)))),
