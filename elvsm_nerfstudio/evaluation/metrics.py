@@ -144,8 +144,8 @@ def _lpips_network(net: str, device: torch.device) -> torch.nn.Module:
 
 
 class _Remembering(torch.nn.Module):
-    """The features of images, computed once while an image is among the last ones: an evaluation compares each photo with
-    several pictures, and what is copied from a photo with several others."""
+    """The features of images, computed once while an image is among the last ones: an evaluation compares each photo
+    with several pictures, and what is copied from a photo with several others."""
 
     def __init__(self, features: torch.nn.Module):
         super().__init__()
