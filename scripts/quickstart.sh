@@ -16,10 +16,10 @@ export PATH="$PWD/.venv/bin:$PATH" PYTHONWARNINGS=ignore
 
 method=efficient-lvsm-plus-tiny
 scene=scopia-armchair2
-objects=(--resolution 64 --views-per-object 24)
+objects=(--resolution 128 --views-per-object 24)
 
 if [ $# = 0 ]; then
-    data=data/objects64_test
+    data=data/objects128_test
     name=quickstart
     weights=assets/$method.safetensors
     run=outputs/$name/$method/run
@@ -35,7 +35,7 @@ if [ $# = 0 ]; then
         elvsm run --weights pretrained --data $data --scene $scene --name $name
     fi
 else
-    data=data/objects64
+    data=data/objects128
     name=quickstart-train
     steps=1000
     run=outputs/$name/$method/run
@@ -63,7 +63,7 @@ ns-eval --load-config $run/config.yml --output-path $results/metrics.json --rend
 echo "== 4/5 Rendering an orbit of $scene, an object that no training saw"
 elvsm orbit --load-config $run/config.yml --output $results/orbit.json
 ns-render camera-path --load-config $run/config.yml --camera-path-filename $results/orbit.json \
-    --output-path $results/orbit64.mp4
+    --output-path $results/orbit_small.mp4
 
 splats=outputs/$name/splatfacto-lvsm/run
 if [ $splats/fit.json -nt $run/config.yml ]; then
@@ -76,10 +76,10 @@ else
         --pipeline.datamanager.scene $scene --pipeline.datamanager.image-size 64 64 --pipeline.datamanager.weights $run
 fi
 ns-render camera-path --load-config $splats/config.yml --camera-path-filename $results/orbit.json \
-    --output-path $results/gaussians64.mp4
-# The frames are 64 pixels wide: enlarged to be looked at.
+    --output-path $results/gaussians_small.mp4
+# The frames are small: enlarged to be looked at.
 for video in orbit gaussians; do
-    ffmpeg -y -loglevel error -i $results/${video}64.mp4 -vf scale=512:512:flags=neighbor -pix_fmt yuv420p \
+    ffmpeg -y -loglevel error -i $results/${video}_small.mp4 -vf scale=512:512:flags=neighbor -pix_fmt yuv420p \
         $results/$video.mp4
 done
 

@@ -29,7 +29,7 @@ def test_the_snippet_of_the_readme_runs(tmp_path, monkeypatch):
     names: dict = {}
     exec(snippet, names)
     rgb, memory, network = (names[name] for name in ("rgb", "memory", "network"))
-    assert rgb.shape == (1, 64, 64, 3) and 0 <= rgb.min() < rgb.max() <= 1
+    assert rgb.shape == (1, 128, 128, 3) and 0 <= rgb.min() < rgb.max() <= 1
     assert memory.ids == (1, 2, 3, 4)
     torch.testing.assert_close(network.decode(memory, names["camera"])[0], rgb)
 

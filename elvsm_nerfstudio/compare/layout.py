@@ -66,6 +66,8 @@ class MethodSpec:
     weights: Optional[str] = None
     weights_stamp: Optional[tuple[int, int]] = None
     """Size and time of the weights' file: with others the method is run again."""
+    image_size: Optional[tuple[int, int]] = None
+    """Height and width that a network was trained at, where that is known."""
     finetune_minutes: Optional[float] = None
     iterations: Optional[int] = None
     backend: Optional[str] = None
@@ -79,7 +81,9 @@ class MethodSpec:
     def key(self) -> dict[str, Any]:
         """Everything that a result depends on."""
         stamp = None if self.weights_stamp is None else list(self.weights_stamp)
-        return {**asdict(self), "weights_stamp": stamp, "note": None}
+        key = {**asdict(self), "weights_stamp": stamp, "note": None}
+        size = key.pop("image_size")  # what is not known is left out, as in comparisons of before
+        return key if size is None else {**key, "image_size": list(size)}
 
 
 @dataclass(frozen=True)
@@ -125,3 +129,5 @@ class Job:
     scene: str
     path_frames: int
     """Frames to render on the way through the context cameras; 0 for none."""
+    path_size: Optional[tuple[int, int]] = None
+    """Height and width of these; those of the photos if absent."""

@@ -16,12 +16,15 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
 
-from elvsm_nerfstudio.cameras import views_from_cameras
-from elvsm_nerfstudio.compare.layout import MethodSpec
+from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
+from elvsm_nerfstudio.compare.layout import MethodSpec, Settings
+from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
+from elvsm_nerfstudio.evaluation.metrics import mean_over_areas
 from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise, timed
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
+from elvsm_nerfstudio.nn.memory import SceneMemory
 from elvsm_nerfstudio.nn.weights import load_weights, read_weights
 from elvsm_nerfstudio.runs import network_methods, read_config, with_network
 from elvsm_nerfstudio.views import Views, ViewSet
@@ -93,10 +96,18 @@ class Baseline:
 
 
 class Network:
-    """A trained network that encodes the context, as a run or a file of weights holds it."""
+    """A trained network that encodes the context, as a run or a file of weights holds it.
 
-    def __init__(self, spec: MethodSpec, device: torch.device):
+    One that was trained at a larger size than the comparison's, and the same aspect, gets the photos and renders at its
+    own, as it would be used, and its pictures are reduced.
+    """
+
+    def __init__(self, spec: MethodSpec, settings: Settings, device: torch.device):
         config = network_config(spec)
+        height, width = settings.image_size
+        own = spec.image_size or settings.image_size
+        is_larger = own[0] > height and own[0] * width == own[1] * height
+        self._larger = replace(settings, image_size=tuple(own)) if is_larger else None
         # The targets' cameras are for nobody to know.
         model_config = replace(config.pipeline.model.without_training(), canonical_frame="context")
         self._optimizer = config.optimizers["network"]["optimizer"]
@@ -111,23 +122,40 @@ class Network:
     def prepare(self, scene: SceneContext) -> Prepared:
         model, device = self.model, self.model.device
         model.network.load_state_dict(self._weights)
+        views = scene.views if self._larger is None else self._read_larger(scene)
         facts: dict[str, Any] = {"precision": str(model.network.autocast_dtype or torch.float32).split(".")[1]}
+        if self._larger is not None:
+            facts["rendered_size"] = [views.height, views.width]
         if not self._warm:
-            self._encode(scene.views)
+            self._encode(views)
             self._warm = True
         synchronise(device)
         start = time.perf_counter()
         if self._minutes is not None:
-            facts["finetuning_steps"] = self._finetune(scene.views)
-        encode_ms = milliseconds(device, lambda: self._encode(scene.views))
+            facts["finetuning_steps"] = self._finetune(views)
+        encode_ms = milliseconds(device, lambda: self._encode(views))
         seconds = time.perf_counter() - start
         return Prepared(
-            render=partial(model.timed_frames, model.memory()),
+            render=partial(self._render, model.memory()),
             seconds=seconds,
             disk_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self._weights.values()),
-            frames_per_call=model.frames_per_call(scene.views.height, scene.views.width),
+            frames_per_call=model.frames_per_call(views.height, views.width),
             facts={**facts, "encode_ms": encode_ms, "memory_bytes": model.memory().num_bytes},
         )
+
+    def _read_larger(self, scene: SceneContext) -> Views:
+        """The context views at the network's own size."""
+        datamanager = self._larger.datamanager(scene.index, scene.count, str(self.model.device))
+        entry = next(entry for entry in datamanager.eval_entries if entry.name == scene.name)
+        return datamanager.evaluation_scene(entry, ViewRule(scene.count, source="index"), max_targets=1).views.context
+
+    def _render(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:
+        size = int(cameras.height[0]), int(cameras.width[0])
+        if self._larger is None or size[0] >= self._larger.image_size[0]:
+            yield from self.model.timed_frames(memory, cameras)
+            return
+        for picture, ms in self.model.timed_frames(memory, in_pixels(cameras, *self._larger.image_size)):
+            yield mean_over_areas(picture, size), ms
 
     def _encode(self, context: Views) -> None:
         self.model.set_context(ViewSet(context, context))

@@ -54,6 +54,8 @@ class CompareOptions:
     """Scenes, the first ones, to make a video of: all methods side by side on a way through the context cameras."""
     video_frames: int = 72
     """Frames of a video, at 24 a second."""
+    video_image_size: Optional[tuple[int, int]] = None
+    """Height and width of what each method renders for a video; those of the photos if absent."""
     video_context_views: Optional[int] = None
     """Which of the numbers of context views videos are of; the largest if absent."""
     title: Optional[str] = None

@@ -17,7 +17,7 @@ from elvsm_nerfstudio.compare.layout import MethodSpec
 from elvsm_nerfstudio.compare.methods import network_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
-from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, weights_path
+from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, trained_image_size, weights_path
 from elvsm_nerfstudio.runs import last_checkpoint, network_methods, read_config
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
@@ -129,7 +129,7 @@ def _splatfacto() -> MethodSpec:
 
 
 def _network(name: str, path: Path, args: CompareOptions, whole_scenes: bool) -> MethodSpec:
-    where = f"--runs {name}={path}"
+    where, image_size = f"--runs {name}={path}", trained_image_size(path)
     try:
         path = weights_path(path)
     except ValueError as error:
@@ -148,11 +148,12 @@ def _network(name: str, path: Path, args: CompareOptions, whole_scenes: bool) ->
         method, weights = run.method_name, path if path.suffix == ".ckpt" else last_checkpoint(config)
         if name in network_methods() and method != name:
             raise ValueError(f"{where}: found a run of {method}; give that row another name, or name {method}")
+        image_size = run.pipeline.datamanager.image_size
         note = _trained_on(Path(run.pipeline.datamanager.data), args, whole_scenes)
     stat = weights.stat()
     spec = MethodSpec(
         name, "network", method, config=config and str(config.resolve()), weights=str(weights.resolve()),
-        weights_stamp=(stat.st_size, stat.st_mtime_ns), note=note,
+        weights_stamp=(stat.st_size, stat.st_mtime_ns), image_size=image_size, note=note,
     )  # fmt: skip
     network_config(spec)  # what is wrong with the weights is better said now
     return spec

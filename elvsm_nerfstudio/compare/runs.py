@@ -30,7 +30,9 @@ def jobs_of(args: CompareOptions, scenes: Sequence[dict[str, Any]]) -> list[Job]
     with_video = {scene["name"] for scene in scenes[: args.num_videos]}
     shown = max(args.context_views) if args.video_context_views is None else args.video_context_views
     return [
-        Job(count, scene["name"], args.video_frames if count == shown and scene["name"] in with_video else 0)
+        Job(count, scene["name"], args.video_frames, args.video_image_size)
+        if count == shown and scene["name"] in with_video
+        else Job(count, scene["name"], 0)
         for count in args.context_views
         for scene in scenes
     ]
@@ -42,8 +44,10 @@ def is_done(layout: Layout, spec: MethodSpec, job: Job) -> bool:
     if not path.exists():
         return False
     record = json.loads(path.read_text())
-    same = record["key"] == json.loads(json.dumps(spec.key())) and job.path_frames in (0, record["path_frames"])
-    return record["status"] == "done" and same
+    same_method = record["key"] == json.loads(json.dumps(spec.key()))
+    path = job.path_frames, job.path_size and list(job.path_size)
+    same_path = job.path_frames == 0 or path == (record["path_frames"], record.get("path_size"))
+    return record["status"] == "done" and same_method and same_path
 
 
 def run_method(layout: Layout, settings: Settings, spec: MethodSpec, jobs: Sequence[Job]) -> Iterator[Job]:

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import torch
 
+from elvsm_nerfstudio.cameras import in_pixels
 from elvsm_nerfstudio.compare.gaussians import Gaussians, Splatfacto
 from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
 from elvsm_nerfstudio.compare.methods import Baseline, Method, Network, SceneContext, device_to_use
@@ -31,7 +32,7 @@ def load_method(spec: MethodSpec, settings: Settings, layout: Layout, device: to
     if spec.kind == "baseline":
         return Baseline(spec.method)
     if spec.kind == "network":
-        return Network(spec, device)
+        return Network(spec, settings, device)
     fitted = Gaussians if spec.kind == "gaussians" else Splatfacto
     return fitted(spec, settings, layout.fits(spec), device)
 
@@ -73,6 +74,8 @@ class Worker:
         if job.path_frames:
             folder = self.layout.pictures(self.spec, job.count, job.scene, "path")
             path = path_through(context.views, job.path_frames).to(self.device)
+            if job.path_size is not None:
+                path = in_pixels(path, *job.path_size)
             for i, (picture, _) in enumerate(prepared.render(path)):
                 write_image(folder / frame_file(i), picture.cpu())
         return {
@@ -129,7 +132,7 @@ def main() -> None:
             traceback.print_exc()
             record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         about = {"method": spec.name, "scene": job.scene, "context_views": job.count}
-        record |= {**about, "key": spec.key(), "path_frames": job.path_frames}
+        record |= {**about, "key": spec.key(), "path_frames": job.path_frames, "path_size": job.path_size}
         write_json(layout.record(spec, job.count, job.scene), record)
 
 

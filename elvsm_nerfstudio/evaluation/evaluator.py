@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -20,7 +22,7 @@ from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManage
 from elvsm_nerfstudio.data.images import DataError
 from elvsm_nerfstudio.data.scenes import SceneEntry
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
-from elvsm_nerfstudio.evaluation.metrics import image_metrics
+from elvsm_nerfstudio.evaluation.metrics import image_metrics, mean_over_areas
 from elvsm_nerfstudio.evaluation.protocols import Protocol
 from elvsm_nerfstudio.evaluation.report import sheet, write_image, write_json
 from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version, plot_against_views, spread
@@ -139,6 +141,11 @@ class Evaluator:
     def __init__(self, method: Scored, datamanager: ViewSetDataManager, protocol: Protocol):
         self.method, self.datamanager, self.protocol = method, datamanager, protocol
         self.images = protocol.images(datamanager.config.image_size)
+        if protocol.scored_size is not None and any(map(operator.lt, self.images.size, protocol.scored_size)):
+            raise DataError(
+                f"--pipeline.protocol {protocol.name}: found images of {_by(self.images.size)} pixels; expected "
+                f"{_by(protocol.scored_size)} or more, the size that it scores at (--pipeline.datamanager.image-size)"
+            )
 
     def run(self, pictures: Optional[Path], get_std: bool) -> Evaluation:
         """Scores every scene.
@@ -242,11 +249,20 @@ class Evaluator:
             baselines = {name: baseline(context, scene.views.target)[0] for name, baseline in BASELINES.items()}
             for index, (rgb, render_ms) in enumerate(timed_frames(scene.cameras)):
                 truth = scene.views.target.rgb[0, index]
-                metrics = image_metrics(rgb, truth)
+                metrics = self._metrics(rgb, truth)
                 for baseline, of_baseline in baselines.items():
-                    metrics |= {f"{k}_{baseline}": v for k, v in image_metrics(of_baseline[index], truth).items()}
+                    metrics |= {f"{k}_{baseline}": v for k, v in self._metrics(of_baseline[index], truth).items()}
                 results.append(ImageResult(scene.target_names[index], count, metrics, encode_ms, render_ms, rgb))
         return results
+
+    def _metrics(
+        self, prediction: Float[Tensor, "height width 3"], truth: Float[Tensor, "height width 3"]
+    ) -> dict[str, float]:
+        """At the size that the protocol scores at."""
+        size = self.protocol.scored_size
+        if size is None:
+            return image_metrics(prediction, truth)
+        return image_metrics(*(mean_over_areas(image, size) for image in (prediction, truth)))
 
     def sheet(self, scene: EvaluationScene, results: list[ImageResult]) -> Tensor:
         """Rows: context, targets, predictions, one row of those for each number of context views."""
@@ -261,6 +277,10 @@ class Evaluator:
         for result in results:
             kind = f"predictions_{result.context_views}_views" if several else "predictions"
             write_image(folder / kind / scene.name / f"{result.image}.png", result.rgb)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _progress(description: str) -> Progress:

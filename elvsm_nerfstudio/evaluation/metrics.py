@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections import OrderedDict
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Optional
@@ -17,6 +19,8 @@ LPIPS_WEIGHTS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"
 FETCH = "elvsm fetch lpips"
 LPIPS_LEAST_SIZE = 32
 """Pixels a side. Below 31, AlexNet's last layers have no pixel left (VGG-16's below 16)."""
+REMEMBERED_BYTES = 256 * 2**20
+"""Of features of LPIPS's networks, each."""
 SSIM_WINDOW = 11
 MAX_PSNR = 100.0
 """PSNR of identical images, which has no finite value."""
@@ -112,6 +116,13 @@ def image_metrics(
     return {**metrics, **{name: value for name, value in perceptual.items() if value is not None}}
 
 
+def mean_over_areas(
+    image: Float[Tensor, "height width 3"], size: tuple[int, int]
+) -> Float[Tensor, "reduced_height reduced_width 3"]:
+    """An image reduced to ``size`` (height, width)."""
+    return torch.nn.functional.adaptive_avg_pool2d(image.permute(2, 0, 1), size).permute(1, 2, 0)
+
+
 def _array(image: Float[Tensor, "height width 3"]) -> Float[np.ndarray, "height width 3"]:
     """As the NumPy packages want it: clamped, float32, contiguous, on the CPU."""
     return image.detach().float().clamp(0, 1).cpu().contiguous().numpy()
@@ -128,7 +139,31 @@ def _lpips_network(net: str, device: torch.device) -> torch.nn.Module:
         except Exception as error:  # what is raised depends on where the file breaks off
             weights = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS[net]
             raise RuntimeError(f"{weights} cannot be read; `{FETCH}` writes it anew") from error
+    network.net = _Remembering(network.net)
     return network.to(device).eval().requires_grad_(False)
+
+
+class _Remembering(torch.nn.Module):
+    """The features of images, computed once while an image is among the last ones: an evaluation compares each photo
+    with several pictures, and what is copied from a photo with several others."""
+
+    def __init__(self, features: torch.nn.Module):
+        super().__init__()
+        self.features = features
+        self._last: OrderedDict[tuple[bytes, torch.Size], tuple[Tensor, ...]] = OrderedDict()
+
+    def forward(self, image: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
+        key = hashlib.sha256(image.cpu().contiguous().numpy()).digest(), image.shape
+        if key not in self._last:
+            self._last[key] = self.features(image)
+        self._last.move_to_end(key)
+        while len(self._last) > 1 and sum(map(_num_bytes, self._last.values())) > REMEMBERED_BYTES:
+            self._last.popitem(last=False)
+        return self._last[key]
+
+
+def _num_bytes(tensors: tuple[Tensor, ...]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @cache

@@ -21,6 +21,9 @@ class Protocol:
     """Scored with so many of the context views, the first ones, each with the same targets."""
     image_size: Optional[tuple[int, int]] = None
     """Height and width; the size that the model was trained for if absent."""
+    scored_size: Optional[tuple[int, int]] = None
+    """Height and width to which renders and photos are reduced, by the mean over areas, before they are compared; as
+    they are if absent."""
     width_multiple: int = 1
     """Images are resized (Lanczos) to cover the size, their width rounded to a multiple of this, then cut out of the
     middle."""
@@ -50,6 +53,13 @@ _RE10K = Protocol(
     image_size=(256, 256),
     width_multiple=8,
     canonical_frame="context+target",
+)
+_OBJECTS_1_TO_16 = Protocol(
+    name="objects-1-to-16",
+    description="1, 2, 4, 8 and 16 context views of an object, spread by farthest point, on white; 8 target views "
+    "spread over the other frames",
+    views=ViewRule(num_context_views=16, num_target_views=8, source="spread"),
+    context_views=(1, 2, 4, 8, 16),
 )
 _OBJECTS = Protocol(
     name="objects-4view",
@@ -87,12 +97,13 @@ PROTOCOLS = {
             description=_OBJECTS.description.replace("white", "black"),
             background="black",
         ),
-        Protocol(
-            name="objects-1-to-16",
-            description="1, 2, 4, 8 and 16 context views of an object, spread by farthest point, on white; 8 target "
-            "views spread over the other frames",
-            views=ViewRule(num_context_views=16, num_target_views=8, source="spread"),
-            context_views=(1, 2, 4, 8, 16),
+        _OBJECTS_1_TO_16,
+        replace(
+            _OBJECTS_1_TO_16,
+            name="objects-1-to-16-scored-at-64",
+            description="objects-1-to-16 at the model's own size, scored after reducing renders and photos to 64 x 64: "
+            "for comparing models of different sizes",
+            scored_size=(64, 64),
         ),
         Protocol(
             name="wide-range",

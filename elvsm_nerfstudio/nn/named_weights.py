@@ -22,7 +22,7 @@ PRETRAINED = "pretrained"
 """What stands for them wherever a file of weights is asked for. A file of that name is given by its absolute path."""
 PRETRAINED_METHOD = "efficient-lvsm-plus-tiny"
 PRETRAINED_FILE = f"{PRETRAINED_METHOD}.safetensors"
-PRETRAINED_IMAGE_SIZE = 64
+PRETRAINED_IMAGE_SIZE = 128
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "assets", _PACKAGE.parent / "assets")
 """Where they lie: in an installed package, and in a checkout (pyproject.toml maps one to the other)."""

@@ -72,7 +72,7 @@ class ShowOptions:
     image_size: Optional[tuple[int, int]] = None
     """Height and width of what the network gets and renders. If absent: whole photos at the height it was trained
     for where its camera encoding is relative, and else the middle of each photo at the size it was trained for."""
-    seconds: float = 6.0
+    seconds: float = 5.0
     """Duration of the video."""
     fps: int = 24
     """Frames a second of the video."""
@@ -183,11 +183,13 @@ def _make_pictures(
 
     path, around = film_path(shown.views.context, round(options.seconds * options.fps))
     frames, times = [], []
-    with stages.stage("Frames of the video", len(path)) as stage:
-        for rgb, ms in model.timed_frames(memory, path):
+    rendered = path if around else path[: (len(path) + 1) // 2]
+    with stages.stage("Frames of the video", len(rendered)) as stage:
+        for rgb, ms in model.timed_frames(memory, rendered):
             frames.append(to_image(rgb))
             times.append(ms)
             stage.advance()
+    frames += reversed(frames[: len(path) - len(rendered)])  # the way back shows the same
 
     with stages.stage("Video and sheet", 2 + options.gif) as stage:
         large = [enlarged(frame) for frame in frames]

@@ -38,7 +38,8 @@ class RenderedViewsDataManagerConfig(ContextFramesDataManagerConfig):
     place that they look at, or between neighbours and a little beside."""
     rendered_image_size: Optional[tuple[int, int]] = None
     """Height and width at which the network reads the context frames and renders. If absent, what it was trained at,
-    where that is known (of weights by name and of runs), else --pipeline.datamanager.image-size."""
+    where that is known (of weights by name and of runs), else --pipeline.datamanager.image-size. Renders with more
+    pixels than the context frames are reduced to as many."""
     rendered_share: Optional[float] = None
     """Share of the first training steps that take a rendered view. If absent, it follows from how well the network
     predicts each context frame from the others: no step takes one where a copy of another frame predicts it as well,
@@ -110,7 +111,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         placed = place_cameras(cameras.camera_to_worlds, config.num_rendered_views, config.seed)
         nearest = nearest_views(cameras.camera_to_worlds, placed.poses, 1).squeeze(-1)
         cameras = replace(cameras[nearest], camera_to_worlds=placed.poses)
-        self.rendered = render_views(network, context, cameras)
+        self.rendered = render_views(network, context, cameras).in_at_most(config.image_size)
 
         trusted = trust(left_out and left_out.gain(context.num_views), context.num_views)
         share = SHARE * trusted if config.rendered_share is None else config.rendered_share

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from elvsm_nerfstudio.cameras import views_from_cameras
+from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.nn.network import SceneNetwork
@@ -37,6 +38,19 @@ class RenderedViews:
     images: Float[Tensor, "view height width 3"]
     confidence: Float[Tensor, "view height width 1"]
     """From 0 to 1: where renders from parts of the context agree."""
+
+    def in_at_most(self, size: tuple[int, int]) -> RenderedViews:
+        """The same in pixels no finer than those of pictures of ``size`` (height, width): means over areas."""
+        height, width = self.images.shape[1:3]
+        scale = max(size[0] / height, size[1] / width)
+        if scale >= 1:
+            return self
+        reduced = (round(height * scale), round(width * scale))
+        images, confidence = (
+            interpolate(x.permute(0, 3, 1, 2), reduced, mode="area").permute(0, 2, 3, 1)
+            for x in (self.images, self.confidence)
+        )
+        return RenderedViews(in_pixels(self.cameras, *reduced), images, confidence)
 
 
 @dataclass(frozen=True)

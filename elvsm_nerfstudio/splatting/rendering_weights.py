@@ -8,15 +8,13 @@ from typing import Optional
 
 import torch
 
-from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PUBLISHED, weights_path
+from elvsm_nerfstudio.nn.named_weights import trained_image_size, weights_path
 from elvsm_nerfstudio.nn.network import SceneNetwork, autocast_dtype
 from elvsm_nerfstudio.nn.weights import load_network
 from elvsm_nerfstudio.training.checkpoints import CheckpointError, find_checkpoint
 from elvsm_nerfstudio.training.run_config import read_run_config
 
 OPTION = "--pipeline.datamanager.weights"
-PRETRAINED_SIZE = (64, 64)
-"""Height and width that the package's weights were trained at."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ def load_renderer(name: str, device: torch.device | str) -> Renderer:
                 raise ValueError(f"{name}: found a run without a network; expected one of efficient-lvsm or lvsm")
             file = path if path.suffix == ".ckpt" else find_checkpoint(run.parent / "nerfstudio_models")
             size = tuple(pipeline.datamanager.image_size)
-        elif name == PRETRAINED:
-            size = PRETRAINED_SIZE
-        elif name in PUBLISHED:
-            size = (PUBLISHED[name].image_size,) * 2
+        else:
+            size = trained_image_size(name)
         file = weights_path(file)
         network = load_network(file, network_config)
     except (ValueError, CheckpointError) as error:

@@ -30,7 +30,7 @@ from elvsm_nerfstudio.data.scenes import SceneCollection
 from elvsm_nerfstudio.evaluation.report import sheet, table_row, write_figure, write_image, write_json
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
-from scripts.benchmarks.turning import turn, write_animation
+from scripts.benchmarks.turning import PANEL, turn, write_animation
 
 EVERY = 5
 """Every fifth object is compared on."""
@@ -97,6 +97,7 @@ def comparisons(args: Args) -> dict[str, CompareOptions]:
         "num_videos": 0,
         "video_frames": TURN_FRAMES,
         "video_context_views": turn_views(args),
+        "video_image_size": (PANEL, PANEL),
         "beside": args.beside,
     }
     return {name: CompareOptions(output=args.output / name, **common | options) for name, options in wanted.items()}

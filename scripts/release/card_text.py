@@ -21,8 +21,8 @@ _ELSEWHERE = {
 
 LIMITS = """\
 - Made for objects on white, seen from around. On photos of rooms and landscapes it starts far from useful: train it on.
-- 64 x 64 pixels, or as many in another aspect. Much larger renders work, but a patch then covers an angle that it has
-  not seen.
+- {image_size} pixels, or as many in another aspect. Much larger renders work, but a patch then covers an angle that it
+  has not seen.
 - It regresses: where the context views leave something open, it paints the mean of what may be there, a blur, in which
   the borders of its patches can show.
 - Trained on furniture, much of it in flat colours, in one fixed light: thin parts, fine patterns and print come out
@@ -154,9 +154,15 @@ def objects_text(ranked: Sequence[tuple[str, float]], views: int) -> str:
     )
 
 
+def grids_text(scores: Mapping[str, Any], views: int) -> str:
+    """The section on patches that show."""
+    rows = [f"| {grids} | {row['borders']:.2f} | {row['psnr']:.2f} |" for grids, row in scores["rows"].items()]
+    return GRIDS.format(context=views, photos=scores["photos"], rows="\n".join(rows))
+
+
 def card(**parts: str) -> str:
     """The whole card."""
-    return CARD.format(limits=LIMITS, **parts)
+    return CARD.format(limits=LIMITS.format(image_size=parts["image_size"]), **parts)
 
 
 CARD = """# {title}
@@ -169,7 +175,7 @@ Written by `scripts/release/model_card.py`; every number below is of this file, 
 | file | `{file}`, {size} MB, {dtype}, SHA-256 `{sha256}` |
 | network | {network}, {parameters} parameters |
 | size | {image_size} px, white background |
-| trained | {steps} steps of {scenes} scenes, {context} context and {target} target views |
+| trained | {steps} steps, the last ones of {scenes} scenes, {context} context and {target} target views |
 | training time | {hours} hours on one CPU core |
 | licence | Apache-2.0, as the code; the pictures it learned from are [credited below](#data) |
 
@@ -177,7 +183,8 @@ Written by `scripts/release/model_card.py`; every number below is of this file, 
 
 ```bash
 elvsm run --weights pretrained --data YOUR_CAPTURE     # prints a config.yml for ns-eval, ns-viewer
-ns-train {method} --pipeline.model.checkpoint pretrained --data YOUR_DATA  # trains on
+ns-train {method} --pipeline.model.checkpoint pretrained \\
+    --pipeline.datamanager.image-size {sides} --data YOUR_DATA         # trains on
 ```
 
 ## Held-out objects
@@ -192,7 +199,7 @@ ns-train {method} --pipeline.model.checkpoint pretrained --data YOUR_DATA  # tra
 
 *The three best, three median and three worst of all {num_objects} objects, from top to bottom. Each row: four context
 views, a target, and what the model renders for it from {counts} context views. Furniture by {creators}.*
-{scanned}{lenses}
+{reduced}{scanned}{lenses}{grids}
 ## Limits
 
 {limits}
@@ -223,9 +230,26 @@ The same test objects from pictures of twice the size, 4 context views and 4 tar
 PSNR beside that of the render through the collection's own lens on the same pixels.
 
 {table}
+"""
 
-Patches show where neighbouring pixels differ more across their borders than inside: in renders from {context} views
-the ratio is {renders}, in the pictures themselves {photos}.
+GRIDS = """
+## Patches
+
+Patches show where neighbouring pixels differ more across their borders than inside. Renders of the test objects from
+{context} views, as they are and with `--pipeline.model.shifted-grids 4`, which averages renders on four grids of
+patches (`elvsm show` does); in the photos the ratio is {photos:.2f}.
+
+| grids | differences across borders over those inside | PSNR |
+|---|---|---|
+{rows}
+"""
+
+REDUCED = """
+## The same, reduced to 64 x 64
+
+Renders and photos are reduced to 64 x 64 before they are compared, for comparing with models of that size.
+
+{evaluation}
 """
 
 SCANNED = """

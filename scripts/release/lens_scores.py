@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,6 +30,8 @@ from elvsm_nerfstudio.views import ViewSet
 Images = Float[Tensor, "view height width 3"]
 
 CONTEXT_VIEWS = TARGET_VIEWS = 4
+SHIFTS = (1 / 64, 1 / 32, 1 / 16, 1 / 8)
+"""Offsets of principal points, in shares of a picture's width."""
 AS_TAKEN = Lens(1.0, (0.0, 0.0))
 
 
@@ -51,9 +52,10 @@ def shifted(pixels: int, size: int) -> Lens:
 def cases(size: int) -> list[Case]:
     """All cases for pictures of ``size`` pixels."""
     wide, narrow = Lens(0.75, (0.0, 0.0)), Lens(4 / 3, (0.0, 0.0))
+    shifts = [round(size * share) for share in SHIFTS]
     return [
-        *(Case(f"targets, principal point {n} px off", target=shifted(n, size)) for n in (1, 2, 4, 8)),
-        *(Case(f"context, principal point {n} px off", context=(shifted(n, size),)) for n in (1, 2, 4, 8)),
+        *(Case(f"targets, principal point {n} px off", target=shifted(n, size)) for n in shifts),
+        *(Case(f"context, principal point {n} px off", context=(shifted(n, size),)) for n in shifts),
         Case("targets, zoom 0.75", target=wide),
         Case("targets, zoom 1.33", target=narrow),
         Case("all views, zoom 0.75", context=(wide,), target=wide),
@@ -62,33 +64,21 @@ def cases(size: int) -> list[Case]:
     ]
 
 
-def lenses_and_borders(network: SceneNetwork, data: Path, size: int) -> dict[str, Any]:
-    """``lens_scores`` of a network on the test split of a collection whose pictures are larger than ``size`` pixels,
-    and ``patch_border_ratio`` of its renders and of the pictures that they are renders of, as taken."""
-    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
-    scenes = [collection.load(entry) for entry in collection.split("test")]
-    taken = [_render(network, scene, Case("as taken"), size) for scene in track(scenes, description="As taken")]
-    borders = {
-        name: patch_border_ratio(torch.cat(images), network.config.patch_size)
-        for name, images in zip(("renders", "pictures"), zip(*taken))
-    }
-    return {"lenses": lens_scores(network, scenes, taken, size), "borders": borders}
-
-
-def lens_scores(
-    network: SceneNetwork, scenes: Sequence[Scene], taken: Sequence[tuple[Images, Images]], size: int
-) -> list[dict[str, float | str]]:
-    """Scores of a network on scenes through each case's lenses.
+def lens_scores(network: SceneNetwork, data: Path, size: int) -> list[dict[str, float | str]]:
+    """Scores of a network on the test split of a collection through each case's lenses.
 
     Args:
-        taken: renders of each scene's targets and the pictures themselves, through the collection's own lens.
+        data: a collection whose pictures are larger than ``size`` pixels.
 
     Returns:
         For each case its name, PSNR, and the PSNR through the collection's own lens on the same pixels, means over the
         targets of all scenes; the first row is that lens itself.
     """
+    collection = SceneCollection.open(data, NerfstudioDataParserConfig())
     rows: dict[str, list[tuple[float, float]]] = {}
-    for scene, (middle, middle_truth) in track(list(zip(scenes, taken)), description="Lenses"):
+    for entry in track(collection.split("test"), description="Lenses"):
+        scene = collection.load(entry)
+        middle, middle_truth = _render(network, scene, Case("as taken"), size)
         own = [float(psnr(*pair)) for pair in zip(middle, middle_truth)]
         rows.setdefault("as taken", []).extend(zip(own, own))
         for case in cases(size):

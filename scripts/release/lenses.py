@@ -16,7 +16,7 @@ import tyro
 
 from elvsm_nerfstudio.evaluation.report import write_json
 from elvsm_nerfstudio.nn.weights import load_network
-from scripts.release.lens_scores import lens_table, lenses_and_borders
+from scripts.release.lens_scores import lens_scores, lens_table
 
 
 @dataclass
@@ -37,14 +37,11 @@ def main() -> None:
     """Command line."""
     args = tyro.cli(Args, description=__doc__)
     try:
-        scores = lenses_and_borders(load_network(args.weights).eval(), args.data, args.size)
-        write_json(args.output, {"weights": args.weights, **scores})
+        scores = lens_scores(load_network(args.weights).eval(), args.data, args.size)
+        write_json(args.output, {"weights": args.weights, "lenses": scores})
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    borders = scores["borders"]
-    print(lens_table(scores["lenses"]))
-    print(f"Differences across patch borders over those inside: renders {borders['renders']:.2f}, pictures "
-          f"{borders['pictures']:.2f}")  # fmt: skip
+    print(lens_table(scores))
 
 
 if __name__ == "__main__":

@@ -19,28 +19,43 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
 import tyro
+from rich.progress import track
 
+from elvsm_nerfstudio.evaluation.evaluator import Evaluator
+from elvsm_nerfstudio.evaluation.metrics import psnr
+from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.evaluation.report import write_json, write_text
 from elvsm_nerfstudio.evaluation.results import plot_against_views
+from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
 from elvsm_nerfstudio.evaluation.training_curves import Curve, read_curves, read_scalars, write_curves
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED_FILE
 from elvsm_nerfstudio.nn.weights import load_network, read_weights
-from elvsm_nerfstudio.runs import RunOptions, export_weights, last_checkpoint, make_run, network_methods, read_config
+from elvsm_nerfstudio.runs import (
+    RunOptions,
+    export_weights,
+    last_checkpoint,
+    make_and_open_run,
+    make_run,
+    network_methods,
+    read_config,
+)
 from elvsm_nerfstudio.training.vgg_files import FILES
 from scripts.release import card_text as text
 from scripts.release.card_pictures import write_samples
-from scripts.release.lens_scores import CONTEXT_VIEWS, lens_table, lenses_and_borders
+from scripts.release.lens_scores import CONTEXT_VIEWS, lens_scores, lens_table, patch_border_ratio
 
 ITERATION_TIME = "Train Iter (time)"
 """Name of the seconds of a step in a run's tensorboard log."""
 PROTOCOL = "objects-1-to-16"
+REDUCED = "objects-1-to-16-scored-at-64"
+REDUCED_SIZE = 64
 RANKED_VIEWS = 4
 """Context views by which objects are ranked."""
 SHOWN = 3
@@ -106,10 +121,15 @@ def make_model_card(args: Args) -> Path:
     config = read_config(args.load_config, "--load-config")
     curves = joined_curves([*args.earlier_runs, args.load_config])
     weights = exported(args)
-    scored = score(weights, config.method_name, args.data, args.work_dir)
+    image_size = tuple(config.pipeline.datamanager.image_size)
+    run = RunOptions(weights, method=config.method_name, image_size=image_size, output_dir=args.work_dir)
+    scored = score(replace(run, data=args.data, protocol=PROTOCOL))
+    reduced = ""
+    if min(image_size) > REDUCED_SIZE:
+        reduced = text.REDUCED.format(evaluation=score(replace(run, data=args.data, protocol=REDUCED)).text())
     scanned = ""
     if args.scanned_data is not None:
-        other = score(weights, config.method_name, args.scanned_data, args.work_dir)
+        other = score(replace(run, data=args.scanned_data, protocol=PROTOCOL))
         scanned = text.SCANNED.format(num_objects=len(other.ranked()), evaluation=other.text(), objects=other.objects())
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +141,11 @@ def make_model_card(args: Args) -> Path:
     shown = best_median_worst([scene for scene, _ in scored.ranked()])
     datamanager = config.pipeline.datamanager
     sheets = [scored.sheets / f"{scene}.png" for scene in shown]
-    height, width = scored.results["record"]["protocol"]["image_size"]
-    write_samples(pictures["samples"], sheets, (height, width), len(counts))
+    write_samples(pictures["samples"], sheets, image_size, len(counts))
     write_curves(pictures["curve"], curves)
 
-    lenses = "" if args.lens_data is None else score_lenses(weights, args.lens_data, height, args.work_dir)
+    lenses = "" if args.lens_data is None else score_lenses(weights, args.lens_data, image_size[0], args.work_dir)
+    grids = score_grids(replace(run, data=args.data, protocol=PROTOCOL))
 
     train = [scene for scene in _scenes(config.data) if scene["split"] == "train"]
     stages = stages_of(args)
@@ -138,7 +158,8 @@ def make_model_card(args: Args) -> Path:
         sha256=sha256(weights),
         network=config.pipeline.model.network.describe(),
         parameters=f"{sum(x.numel() for x in read_weights(weights).state.values()) / 1e6:.1f} M",
-        image_size=f"{height} x {width}",
+        image_size=f"{image_size[0]} x {image_size[1]}",
+        sides=f"{image_size[0]} {image_size[1]}",
         steps=" + ".join(f"{stage['steps']:,}" for stage in stages),
         scenes=str(datamanager.scenes_per_batch),
         context=" to ".join(map(str, sorted(set(datamanager.context_view_bounds)))),
@@ -154,8 +175,10 @@ def make_model_card(args: Args) -> Path:
         samples_picture=text.relative(pictures["samples"], card),
         curve_picture=text.relative(pictures["curve"], card),
         curve_stages=text.last_stages(len(args.earlier_runs) + 1, len(stages)),
+        reduced=reduced,
         scanned=scanned,
         lenses=lenses,
+        grids=grids,
         stages=text.stages_text(stages),
         train_objects=str(len(train)),
         credits=text.credits_table(train),
@@ -241,15 +264,8 @@ def score_lenses(weights: Path, data: Path, size: int, work_dir: Path) -> str:
     """The card's section on other lenses, scored unless that was done before."""
     done = work_dir / f"lenses-{data.name}-{content_hash(weights)[:12]}.json"
     if not done.exists():
-        write_json(done, lenses_and_borders(load_network(weights).eval(), data, size))
-    scores = json.loads(done.read_text())
-    borders = scores["borders"]
-    return text.LENSES.format(
-        table=lens_table(scores["lenses"]),
-        context=CONTEXT_VIEWS,
-        renders=f"{borders['renders']:.2f}",
-        photos=f"{borders['pictures']:.2f}",
-    )
+        write_json(done, lens_scores(load_network(weights).eval(), data, size))
+    return text.LENSES.format(table=lens_table(json.loads(done.read_text())), context=CONTEXT_VIEWS)
 
 
 def exported(args: Args) -> Path:
@@ -268,32 +284,67 @@ def is_as(before: Path, now: Path) -> bool:
         return False
 
 
-def score(weights: Path, method: str, data: Path, work_dir: Path) -> Scored:
+def score(options: RunOptions) -> Scored:
     """Scores weights on a collection's test split, unless that was done before.
 
     Raises:
         ValueError: where ns-eval fails.
     """
-    name = f"{data.name}-{content_hash(weights)[:12]}"
-    folder = work_dir / name
+    named = replace(options, name=_name(options))
+    folder = options.output_dir / named.name
     done = folder / "evaluation"
     if not done.exists():
         partial = folder / "evaluation.partial"
         shutil.rmtree(partial, ignore_errors=True)
         runs = list(folder.glob("*/run/config.yml"))
-        run = RunOptions(weights, method=method, data=data, protocol=PROTOCOL, output_dir=work_dir, name=name)
-        config = runs[0] if runs else make_run(run)
+        config = runs[0] if runs else make_run(named)
         command = [Path(sys.executable).parent / "ns-eval", "--load-config", config]
         command += ["--output-path", partial / "results.json", "--render-output-path", partial / "pictures"]
         if subprocess.run([str(part) for part in command]).returncode != 0:
-            raise ValueError(f"ns-eval of {weights} on {data} failed; its messages are above")
+            raise ValueError(f"ns-eval of {options.weights} on {options.data} failed; its messages are above")
         partial.rename(done)
     return Scored(
         results=json.loads((done / "results.json").read_text())["results"],
         details=json.loads((done / "results.images.json").read_text()),
         sheets=done / "pictures",
-        scenes=_scenes(data),
+        scenes=_scenes(options.data),
     )
+
+
+def score_grids(options: RunOptions) -> str:
+    """The card's section on patches that show, scored unless that was done before: renders as they are, and averaged
+    over four grids of patches."""
+    folder = options.output_dir / f"{_name(options)}-grids"
+    done = folder / "grids.json"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _, pipeline = make_and_open_run(replace(options, name=folder.name))
+        protocol = replace(find_protocol(options.protocol), context_views=(RANKED_VIEWS,))
+        patch_size = pipeline.model.config.network.patch_size
+        images: dict[str, list[torch.Tensor]] = {name: [] for name in ("photos", "1", "4")}
+        scored = Evaluator(ScoredNetwork(pipeline.model), pipeline.datamanager, protocol)
+        for entry in track(pipeline.datamanager.eval_entries, description="Grids of patches"):
+            scene = scored.scene(entry)
+            _, memory, _ = next(scored.method.memories(scene.views, protocol))
+            images["photos"].append(scene.views.target.rgb[0])
+            for grids in (1, 4):
+                pipeline.model.config.shifted_grids = grids
+                images[str(grids)].append(pipeline.model.render_frames(memory, scene.cameras))
+        photos = torch.cat(images.pop("photos"))
+        rows = {
+            name: {
+                "psnr": statistics.fmean(float(psnr(*pair)) for pair in zip(torch.cat(renders), photos)),
+                "borders": patch_border_ratio(torch.cat(renders), patch_size),
+            }
+            for name, renders in images.items()
+        }
+        write_json(done, {"rows": rows, "photos": patch_border_ratio(photos, patch_size)})
+    return text.grids_text(json.loads(done.read_text()), RANKED_VIEWS)
+
+
+def _name(options: RunOptions) -> str:
+    """Of what comes out of scoring: with the data's names and what the weights are."""
+    return f"{options.data.name}-{options.protocol}-{content_hash(options.weights)[:12]}"
 
 
 def _scenes(collection: Path) -> list[dict[str, str]]:

@@ -72,7 +72,7 @@ def test_every_fifth_object_and_the_captures_that_are_there(collection, tmp_path
     found = comparisons(args)
     assert list(found) == ["objects", "fox"] and found["objects"].scenes == ("scene_5",)
     assert found["fox"].output == tmp_path / "out" / "fox" and found["fox"].context_views == (2, 4, 8)
-    videos = [Job(count, "scene_5", 24 if count == 4 else 0) for count in (2, 4, 8)]
+    videos = [Job(2, "scene_5", 0), Job(4, "scene_5", 24, (128, 128)), Job(8, "scene_5", 0)]
     assert jobs_of(found["objects"], [{"name": "scene_5"}]) == videos
     assert [job.path_frames for job in jobs_of(found["fox"], [{"name": "fox"}])] == [0, 0, 0]
 

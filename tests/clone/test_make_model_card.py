@@ -150,13 +150,17 @@ def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
     content = card.read_text()
     assert "{" not in content and "| 16 | " in content and "2 objects, 16 images for each number of views" in content
     assert "maker 0, maker 1 |" in content and "maker 4" not in content.split("## Data")[1]
-    assert "--max-num-iterations 3 " in content and "3 steps of 2 scenes, 2 context and 2 target views" in content
+    assert (
+        "--max-num-iterations 3 " in content
+        and "3 steps, the last ones of 2 scenes, 2 context and 2 target views" in content
+    )
     assert "Stage 1: 3 steps" in content and "at commit abc123" in content
-    assert "## Other lenses" in content and "| targets, principal point 8 px off | " in content
+    assert "## Other lenses" in content and "| targets, principal point 2 px off | " in content
+    assert "## Patches" in content and content.count("\n| 4 | ") == 3 and "## The same, reduced" not in content
     assert "## Objects of another source" in content and script.sha256(args.output) in content
     assert read_weights(args.output).state["head.weight"].element_size() == 2
     for name in ("views", "samples", "curve"):
         assert f"(model_{name}.png)" in content
-    assert Image.open("assets/model_samples.png").size == (2 * (12 * 68 - 4), 2 * (2 * 68 - 4))
+    assert Image.open("assets/model_samples.png").size == (2 * (12 * 20 - 4), 2 * (2 * 20 - 4))
     monkeypatch.setattr(script.subprocess, "run", None)  # scored already
     assert script.make_model_card(args).read_text() == content

@@ -40,7 +40,7 @@ def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another
     listed = calls(checkout)
     assert "--splits test" in listed[0] and not of("ns-train efficient", listed)
     (made,) = of("elvsm run", listed)
-    assert "--weights pretrained --data data/objects64_test" in made
+    assert "--weights pretrained --data data/objects128_test" in made
     (evaluated,) = of("ns-eval", listed)
     config = checkout / RUN.format("quickstart") / "config.yml"
     assert f"--load-config {config.relative_to(checkout)}" in evaluated and of("ns-render camera-path", listed)
@@ -56,7 +56,7 @@ def test_the_shipped_model_is_used_and_a_run_of_it_reused_until_there_is_another
 def test_an_interrupted_training_goes_on_and_a_finished_one_is_reused(checkout):
     (trained,) = of("ns-train efficient", calls(checkout, "--train"))
     assert (
-        trained.startswith("ns-train efficient-lvsm-plus-tiny --data data/objects64 ") and "--load-dir" not in trained
+        trained.startswith("ns-train efficient-lvsm-plus-tiny --data data/objects128 ") and "--load-dir" not in trained
     )
     checkpoints = checkout / RUN.format("quickstart-train") / "nerfstudio_models"
     checkpoints.mkdir(parents=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_views, tiny_pipeline, write_collection
+from PIL import Image
 
 from elvsm_nerfstudio.compare.scoring import frame_file, read_picture
 from elvsm_nerfstudio.data.images import DataError
@@ -60,9 +61,16 @@ def compared(tmp_path_factory, plain, run):
     args = CompareOptions(
         data=plain, methods=("efficient-lvsm-tiny", "broken", "copy-nearest"),
         runs=(f"efficient-lvsm-tiny={run}", f"broken={broken}"), output=tmp_path_factory.mktemp("comparison") / "out",
-        context_views=(1, 2), num_target_views=3, video_frames=6, beside="tests",
+        context_views=(1, 2), num_target_views=3, video_frames=6, video_image_size=(24, 32), beside="tests",
     )  # fmt: skip
     return args, compare(args)
+
+
+def settings_of(data: Path, scenes: tuple[str, ...] = ()):
+    """What a comparison at 16 x 16 pixels hands to its methods."""
+    from elvsm_nerfstudio.compare.layout import Settings
+
+    return Settings(str(data), (16, 16), "white", None, 3, scenes)
 
 
 def rows_of(result: dict, method: str, count: int) -> list[dict]:
@@ -135,6 +143,9 @@ def test_a_failing_method_is_shown_as_failed_and_the_rest_goes_on(compared):
     assert "not finite" in broken[0]["error"]
     table = (args.output / "table.md").read_text()
     assert "broken (2 of 2 scenes failed) | failed" in table and "| copy-nearest |" in table
+    frames = sorted(args.output.glob("methods/*/2_views/scene_5/path/*.png"))
+    sizes = {file.parents[3].name: Image.open(file).size for file in frames}
+    assert sizes == {"efficient-lvsm-tiny": (32, 24), "copy-nearest": (16, 16)} and len(frames) == 2 * 6
     for name in ("index.html", "results.json", "quality_views_dark.png", "quality_time_light.png", "path_scene_5.mp4"):
         assert (args.output / name).stat().st_size > 1000, name
 
@@ -214,7 +225,7 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
     monkeypatch.setattr(methods, "time", SimpleNamespace(perf_counter=itertools.count(0, 0.1).__next__))
 
     def fit(minutes: float | None) -> float:
-        network = Network(replace(spec, finetune_minutes=minutes), torch.device("cpu"))
+        network = Network(replace(spec, finetune_minutes=minutes), settings_of(plain), torch.device("cpu"))
         before = {name: tensor.clone() for name, tensor in network.model.network.state_dict().items()}
         prepared = network.prepare(SceneContext(scene.name, context, tmp_path, count))
         assert minutes is None or 55 <= prepared.facts["finetuning_steps"] <= 60
@@ -223,6 +234,40 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
         return float(psnr(renders.detach(), context.rgb[0]))
 
     assert fit(0.1) > fit(None) + 1
+
+
+def test_a_network_that_was_trained_at_a_larger_size_renders_at_it(tmp_path, plain, run):
+    from elvsm_nerfstudio.cameras import in_pixels
+    from elvsm_nerfstudio.compare.methods import Network, SceneContext
+    from elvsm_nerfstudio.compare.rows import find_methods
+
+    (spec,) = find_methods(options(plain, "efficient-lvsm-tiny", run=run), whole_scenes=True)
+    assert spec.image_size == (16, 16)
+    larger = replace(spec, image_size=(32, 32))
+    assert larger.key() != spec.key() and "image_size" not in replace(spec, image_size=None).key()
+    scenes = {}
+    for size in (16, 32):
+        datamanager = tiny_pipeline(plain, image_size=(size, size)).datamanager
+        scenes[size] = datamanager.evaluation_scene(datamanager.eval_entries[0])
+    small, large = scenes[16], scenes[32]
+    index = tmp_path / "index.json"
+    frames = {"context": list(small.context_names), "target": list(small.target_names)}
+    index.write_text(json.dumps({small.name: frames}))
+
+    network = Network(larger, settings_of(plain, scenes=(small.name,)), torch.device("cpu"))
+    count = small.views.context.num_views
+    prepared = network.prepare(SceneContext(small.name, small.views.context, index, count))
+    (picture, _), *_ = prepared.render(small.cameras[:1])
+    assert picture.shape == (16, 16, 3) and prepared.facts["rendered_size"] == [32, 32]
+    memory = network.model.network.encode(large.views.context)
+    expected = network.model.render(memory, in_pixels(small.cameras[:1], 32, 32))["rgb"]
+    torch.testing.assert_close(picture, expected.unflatten(0, (16, 2)).unflatten(2, (16, 2)).mean(dim=(1, 3)))
+
+    as_compared = Network(spec, settings_of(plain), torch.device("cpu"))
+    prepared = as_compared.prepare(SceneContext(small.name, small.views.context, index, count))
+    assert "rendered_size" not in prepared.facts
+    (other, _), *_ = prepared.render(small.cameras[:1])
+    assert not torch.allclose(other, picture, atol=1e-2)
 
 
 def test_mean_of_context():

@@ -236,6 +236,22 @@ def test_lpips_is_left_out_with_one_warning_where_weights_are_missing(torch_home
         metrics.image_metrics(*images(40, 40))
 
 
+def test_each_image_goes_once_through_lpips_networks(random_weights, monkeypatch):
+    truth, first, second = torch.rand(3, 40, 36, 3, generator=torch.Generator().manual_seed(1))
+    alone = []
+    for pair in ((first, truth), (second, truth), (truth, second)):
+        metrics._lpips_network.cache_clear()
+        alone.append(metrics.lpips(*pair))
+    metrics._lpips_network.cache_clear()
+    network, computed = metrics._lpips_network("vgg", torch.device("cpu")).net, []
+    network.features.register_forward_hook(lambda *_: computed.append(1))
+    assert [metrics.lpips(first, truth), metrics.lpips(second, truth), metrics.lpips(truth, second)] == alone
+    assert len(computed) == 3 and len(network._last) == 3
+    monkeypatch.setattr(metrics, "REMEMBERED_BYTES", 1)  # less than one image has: the last one stays
+    assert metrics.lpips(first, truth) == alone[0] and len(computed) == 4 and len(network._last) == 1
+    assert metrics.lpips(first, truth) == alone[0] and len(computed) == 6
+
+
 def test_one_network_is_enough_for_its_metric(random_weights, torch_home):
     (torch_home / "hub/checkpoints" / metrics.LPIPS_WEIGHTS["vgg"]).unlink()
     with pytest.warns(UserWarning, match="LPIPS is left out: vgg16-397923af.pth missing in"):

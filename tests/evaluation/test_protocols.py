@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_pipeline, write_collection
+from einops import rearrange
 from PIL import Image
 
 from elvsm_nerfstudio import __version__
+from elvsm_nerfstudio.data.evaluation_views import ViewRule
+from elvsm_nerfstudio.data.images import DataError
+from elvsm_nerfstudio.evaluation.baselines import copy_nearest
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator
+from elvsm_nerfstudio.evaluation.metrics import psnr
 from elvsm_nerfstudio.evaluation.protocols import PROTOCOLS, find_protocol
 from elvsm_nerfstudio.evaluation.results import Fingerprint, averages, code_version
 from elvsm_nerfstudio.evaluation.scored_network import ScoredNetwork
@@ -188,3 +193,25 @@ def test_fingerprint_sees_names_pixels_and_cameras(collection):
 def test_code_version_names_this_checkout():
     version = code_version()
     assert version["version"] == __version__ and (version["commit"] is None or len(version["commit"]) >= 12)
+
+
+def test_larger_renders_are_scored_after_reducing_them(many_views):
+    small = evaluator(
+        many_views, "objects-1-to-16-scored-at-64", image_size=(24, 24), scored_size=(12, 12), context_views=(1, 2),
+        views=ViewRule(num_context_views=2, num_target_views=3, source="spread"),
+    )  # fmt: skip
+    evaluation = small.run(None, get_std=False)
+    assert evaluation.record["protocol"]["scored_size"] == (12, 12)
+    scene = small.scene(small.datamanager.eval_entries[0])
+    result, row = small.score(scene)[0], evaluation.rows[0]
+    assert result.image == row["image"] and result.rgb.shape == (24, 24, 3)
+    truth = scene.views.target.rgb[0, 0]
+    means = [rearrange(x, "(h a) (w b) c -> h w c a b", a=2, b=2).mean(dim=(-2, -1)) for x in (result.rgb, truth)]
+    assert row["psnr"] == pytest.approx(float(psnr(*means)), abs=1e-4)
+    assert row["psnr"] != pytest.approx(float(psnr(result.rgb, truth)), abs=1e-2)
+    nearest = copy_nearest(scene.views.context.select([0]), scene.views.target)[0, 0]
+    reduced = rearrange(nearest, "(h a) (w b) c -> h w c a b", a=2, b=2).mean(dim=(-2, -1))
+    assert row["psnr_copy_nearest"] == pytest.approx(float(psnr(reduced, means[1])), abs=1e-4)
+
+    with pytest.raises(DataError, match="found images of 16 x 16 pixels; expected 64 x 64 or more"):
+        evaluator(many_views, "objects-1-to-16-scored-at-64")

@@ -158,7 +158,7 @@ def read_video(path: Path) -> tuple[int, tuple[int, int]]:
         )
 
 
-@pytest.mark.parametrize("photo, size", [((90, 160), (64, 112)), ((64, 48), (88, 64))])
+@pytest.mark.parametrize("photo, size", [((90, 160), (128, 224)), ((64, 48), (168, 128))])
 def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, monkeypatch):
     capture = write_scene(tmp_path / "chairs", num_frames=12, size=photo)
     output = tmp_path / "shown"
@@ -177,8 +177,9 @@ def test_show_renders_whole_photos_of_a_capture(photo, size, tmp_path, capsys, m
     assert not set(report["context"]) & set(report["photos_not_given"]) and len(report["psnr_not_given"]) == 6
     frames, shape = read_video(output / "video.mp4")
     assert encoded[:3] == [1, "timed", 1] and 1 not in encoded[3:], "the time is that of encoding"
-    assert grids == (frames + 6) * [(0, 0), (0, 4), (4, 0), (4, 4)] and report["shifted_grids"] == 4
-    assert frames == 12 and shape == tuple(448 // min(size) * side for side in size)
+    assert grids == (frames // 2 + 6) * [(0, 0), (0, 4), (4, 0), (4, 4)], "the way back is not rendered again"
+    assert report["shifted_grids"] == 4
+    assert frames == 12 and shape == tuple(512 // min(size) * side for side in size)
     config = Path(report["run"])
     assert f"ns-viewer --load-config {config}" in printed and config.is_file()
     for name in ("sheet.png", "video.gif"):

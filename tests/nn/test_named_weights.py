@@ -59,9 +59,8 @@ def test_training_starts_from_them_and_another_method_says_what_does_not_fit(col
         other.setup(scene_box=None, num_train_data=1)
 
 
-def test_their_image_size_is_that_of_their_method():
-    data = method_configs.efficient_lvsm_plus_tiny.config.pipeline.datamanager
-    assert named_weights.trained_image_size("pretrained") == data.image_size
+def test_the_image_size_of_weights_with_a_name_is_known():
+    assert named_weights.trained_image_size("pretrained") == (128, 128)
     assert named_weights.trained_image_size("lvsm-decoder-only-512") == (512, 512)
     assert named_weights.trained_image_size("mine.safetensors") is None
 

@@ -143,6 +143,16 @@ def test_pixels_on_which_parts_of_the_context_disagree_count_less(scene, weights
     assert torch.allclose(views.confidence, 1 / (1 + (doubt / 0.075) ** 2), atol=1e-4)
     assert (render_views(network, context.select([0]), cameras[:1]).confidence == 1).all()
 
+    # Finer renders than the photos are reduced to their pixels, what they see stays; coarser ones are left.
+    height, width = views.images.shape[1:3]
+    reduced = views.in_at_most((height // 2, width // 2))
+    assert reduced.images.shape[1:3] == (height // 2, width // 2) and reduced.confidence.shape[1:] == (
+        height // 2, width // 2, 1,
+    )  # fmt: skip
+    torch.testing.assert_close(reduced.images[0, 0, 0], views.images[0, :2, :2].mean(dim=(0, 1)))
+    torch.testing.assert_close(reduced.cameras.fx * 2, views.cameras.fx)
+    assert views.in_at_most((2 * height, width)) is views
+
 
 # The data manager
 
@@ -181,7 +191,7 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
 
 
 def test_names_of_weights(weights, tmp_path):
-    assert load_renderer("pretrained", "cpu").image_size == (64, 64)
+    assert load_renderer("pretrained", "cpu").image_size == (128, 128)
     found = load_renderer(str(weights), "cpu")
     assert (found.file, found.image_size) == (weights, None) and found.network.config == NETWORK
 

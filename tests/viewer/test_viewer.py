@@ -27,6 +27,7 @@ from elvsm_nerfstudio.method_configs import efficient_lvsm_tiny
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSM, EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnly, LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.memory import load_memory
+from elvsm_nerfstudio.nn.named_weights import trained_image_size
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_network, save_weights
 from elvsm_nerfstudio.viewer import panel as viewer_module
 from elvsm_nerfstudio.viewer.attention_maps import attention_to_views, decode_with_attention, evenness
@@ -521,7 +522,7 @@ def test_weights_of_a_network_without_attention_maps(session, others):
     assert session.pipeline.datamanager.config.image_size == (16, 16), "the file does not say, so it stays"
     load(session, "pretrained")
     assert list(session.render())[1:] == ["attention_view", "attention_evenness"]
-    assert session.pipeline.datamanager.config.image_size == (64, 64)
+    assert session.pipeline.datamanager.config.image_size == trained_image_size("pretrained")
 
 
 def test_weights_that_cannot_be_used_leave_those_before(session, others, tmp_path, monkeypatch):
