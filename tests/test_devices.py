@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 import traceback
 from contextlib import contextmanager
@@ -758,7 +759,7 @@ def test_gaussians_are_fitted_on_the_device(cuda, tmp_path, method):
 
 
 def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path):
-    from elvsm_nerfstudio.compare.layout import MethodSpec
+    from elvsm_nerfstudio.compare.layout import MethodSpec, Settings
     from elvsm_nerfstudio.compare.methods import Baseline, Network, SceneContext
     from elvsm_nerfstudio.compare.path import path_through
 
@@ -767,8 +768,14 @@ def test_the_comparison_prepares_and_renders_on_the_device(cuda, scene, tmp_path
     save_weights(weights, pipeline.model.network.state_dict(), pipeline.config.model.network)
     spec = MethodSpec("ours", "network", "efficient-lvsm-tiny", weights=str(weights), finetune_minutes=1e-4)
     shown = pipeline.datamanager.shown_scene(max_targets=1)
-    context = SceneContext("spheres", shown.views.context, tmp_path, 2)
-    for method in (Baseline("copy-nearest"), Network(spec, cuda)):
+    index = tmp_path / "index.json"
+    frames = {"context": list(shown.context_names), "target": list(shown.target_names)}
+    index.write_text(json.dumps({"spheres": frames}))
+    context = SceneContext("spheres", shown.views.context, index, shown.views.context.num_views)
+    size = shown.views.context.height, shown.views.context.width
+    settings = Settings(str(scene), size, "white", None, 1, ("spheres",))
+    larger = replace(spec, image_size=(2 * size[0], 2 * size[1]))
+    for method in (Baseline("copy-nearest"), Network(spec, settings, cuda), Network(larger, settings, cuda)):
         prepared = method.prepare(context)
         for path in (shown.cameras, path_through(context.views, 3).to(cuda)):
             pictures = [picture for picture, ms in prepared.render(path) if ms > 0]
