@@ -1,6 +1,6 @@
 """Compares a network, splatfacto-sparse and splatfacto-lvsm, which stands between them, on objects and on photos.
 
-    python -m scripts.benchmarks.against_splatfacto --objects data/objects64 --captures ../shared/data \\
+    python -m scripts.benchmarks.against_splatfacto --objects data/objects128_24 --captures ../shared/data \\
         --output outputs/against_splatfacto --results docs/results/against_splatfacto.json \\
         --pictures docs/pictures/against_splatfacto --page docs/benchmarks.md --beside "nothing"
 

@@ -1,6 +1,6 @@
 """What brings how much in splatfacto-lvsm: fits on validation objects with parts of it changed, and its renders.
 
-    python -m scripts.benchmarks.rendered_views --data data/objects64 --output docs/results/rendered_views.json \\
+    python -m scripts.benchmarks.rendered_views --data data/objects128 --output docs/results/rendered_views.json \\
         --context-views 8 4 2 --variants none as-it-is every-pixel --beside "nothing"
 
 Every tenth validation object, and captures where asked for. Rows are written as they are done, and kept when called
@@ -192,9 +192,10 @@ def fit(args: Args, subject: Subject, count: int, variant: Variant) -> dict[str,
 @torch.no_grad()
 def look(args: Args, subject: Subject, count: int) -> dict[str, float]:
     """What is wrong with renders of the targets, and whether confidence and trust tell."""
-    config = config_of(args, subject, count, VARIANTS["none"]).datamanager
+    renderer = load_renderer(args.weights, device_to_use())
+    network, config = renderer.network, config_of(args, subject, count, VARIANTS["none"]).datamanager
+    config = replace(config, image_size=renderer.image_size or config.image_size)
     scene = config.setup(device=device_to_use(), test_mode="test").shown_scene()
-    network = load_renderer(args.weights, device_to_use()).network
     rendered = render_views(network, scene.views.context, scene.cameras)
     error = rendered.images - scene.views.target.rgb[0]
     squared, channels_first = error.square().mean(), error.permute(0, 3, 1, 2)
