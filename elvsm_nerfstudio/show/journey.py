@@ -72,7 +72,7 @@ class ShowOptions:
     image_size: Optional[tuple[int, int]] = None
     """Height and width of what the network gets and renders. If absent: whole photos at the height it was trained
     for where its camera encoding is relative, and else the middle of each photo at the size it was trained for."""
-    seconds: float = 5.0
+    seconds: float = 4.0
     """Duration of the video."""
     fps: int = 24
     """Frames a second of the video."""
