@@ -20,7 +20,8 @@ from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-from elvsm_nerfstudio.data.datamanager import ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.data.datamanager import EvaluationScene, ViewSetDataManager, ViewSetDataManagerConfig
+from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.data.images import Background
 
 
@@ -51,6 +52,14 @@ class Settings:
             evaluation_index=index,
         )
         return config.setup(device=device, test_mode="test")
+
+
+def compared_scene(
+    datamanager: ViewSetDataManager, name: str, num_context_views: int, max_targets: Optional[int] = None
+) -> EvaluationScene:
+    """A scene of ``Settings.datamanager``, with the views of its index."""
+    entry = next(entry for entry in datamanager.eval_entries if entry.name == name)
+    return datamanager.evaluation_scene(entry, ViewRule(num_context_views, source="index"), max_targets=max_targets)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 from torch import Tensor
 
 from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
-from elvsm_nerfstudio.compare.layout import MethodSpec, Settings
-from elvsm_nerfstudio.data.evaluation_views import ViewRule
+from elvsm_nerfstudio.compare.layout import MethodSpec, Settings, compared_scene
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.metrics import mean_over_areas
 from elvsm_nerfstudio.evaluation.timing import milliseconds, synchronise, timed
@@ -146,8 +145,7 @@ class Network:
     def _read_larger(self, scene: SceneContext) -> Views:
         """The context views at the network's own size."""
         datamanager = self._larger.datamanager(scene.index, scene.count, str(self.model.device))
-        entry = next(entry for entry in datamanager.eval_entries if entry.name == scene.name)
-        return datamanager.evaluation_scene(entry, ViewRule(scene.count, source="index"), max_targets=1).views.context
+        return compared_scene(datamanager, scene.name, scene.count, max_targets=1).views.context
 
     def _render(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:
         size = int(cameras.height[0]), int(cameras.width[0])

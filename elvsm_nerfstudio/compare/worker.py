@@ -17,12 +17,11 @@ import torch
 
 from elvsm_nerfstudio.cameras import in_pixels
 from elvsm_nerfstudio.compare.gaussians import Gaussians, Splatfacto
-from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings
+from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec, Settings, compared_scene
 from elvsm_nerfstudio.compare.methods import Baseline, Method, Network, SceneContext, device_to_use
 from elvsm_nerfstudio.compare.path import path_through
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
-from elvsm_nerfstudio.data.evaluation_views import ViewRule
 from elvsm_nerfstudio.evaluation.report import write_image, write_json
 from elvsm_nerfstudio.nn.device_memory import resident_bytes
 
@@ -51,8 +50,7 @@ class Worker:
     def run(self, job: Job) -> dict[str, Any]:
         """Renders a scene's targets, writes them, and returns what it cost."""
         datamanager = self._datamanager(job.count)
-        entry = next(entry for entry in datamanager.eval_entries if entry.name == job.scene)
-        scene = datamanager.evaluation_scene(entry, ViewRule(job.count, source="index"))
+        scene = compared_scene(datamanager, job.scene, job.count)
         context = SceneContext(job.scene, scene.views.context, self.layout.index(job.count), job.count)
         frames = datamanager.evaluation_index.choices[job.scene].target
         cameras = scene.cameras

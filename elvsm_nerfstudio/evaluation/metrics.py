@@ -117,10 +117,10 @@ def image_metrics(
 
 
 def mean_over_areas(
-    image: Float[Tensor, "height width 3"], size: tuple[int, int]
-) -> Float[Tensor, "reduced_height reduced_width 3"]:
-    """An image reduced to ``size`` (height, width)."""
-    return torch.nn.functional.adaptive_avg_pool2d(image.permute(2, 0, 1), size).permute(1, 2, 0)
+    images: Float[Tensor, "*view height width channels"], size: tuple[int, int]
+) -> Float[Tensor, "*view reduced_height reduced_width channels"]:
+    """An image, or several, reduced to ``size`` (height, width)."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.movedim(-1, -3), size).movedim(-3, -1)
 
 
 def _array(image: Float[Tensor, "height width 3"]) -> Float[np.ndarray, "height width 3"]:

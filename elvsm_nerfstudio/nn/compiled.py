@@ -218,9 +218,8 @@ class CapturedFrames:
             cameras = Views(
                 *(torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x) for x in _cameras(target))
             )
-            decode(
-                memory, cameras
-            )  # what is made on a first call, such as code for these strides, is none of the graph
+            # What is made on a first call, such as code for these strides, is none of the graph.
+            decode(memory, cameras)
             replay, result = self._capture(lambda: decode(memory, cameras))
         return _Frame(decode, cameras, replay, result)
 

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from nerfstudio.cameras.cameras import Cameras
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from elvsm_nerfstudio.cameras import in_pixels, views_from_cameras
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
-from elvsm_nerfstudio.evaluation.metrics import psnr
+from elvsm_nerfstudio.evaluation.metrics import mean_over_areas, psnr
 from elvsm_nerfstudio.nn.network import SceneNetwork
 from elvsm_nerfstudio.views import Views
 
@@ -46,10 +45,7 @@ class RenderedViews:
         if scale >= 1:
             return self
         reduced = (round(height * scale), round(width * scale))
-        images, confidence = (
-            interpolate(x.permute(0, 3, 1, 2), reduced, mode="area").permute(0, 2, 3, 1)
-            for x in (self.images, self.confidence)
-        )
+        images, confidence = (mean_over_areas(x, reduced) for x in (self.images, self.confidence))
         return RenderedViews(in_pixels(self.cameras, *reduced), images, confidence)
 
 

@@ -31,11 +31,11 @@ class Variant:
 
     name: str
     tests: str
-    """In words."""
+    """What the row differs by from the others, for the report."""
     method: str
-    """As registered with nerfstudio."""
+    """Name of the method, as ns-train takes it."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Of ns-train, without the leading dashes; several values of one option with blanks between them."""
+    """Options of ns-train, without the leading dashes; several values of one option with blanks between them."""
 
 
 def _paper(name: str, tests: str, **options: str) -> Variant:
