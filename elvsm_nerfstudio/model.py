@@ -37,6 +37,7 @@ from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dt
 from elvsm_nerfstudio.nn.weights import load_weights
 from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.programs import running_program
+from elvsm_nerfstudio.training.edge_errors import edge_errors
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -80,6 +81,9 @@ class EfficientLVSMModelConfig(ModelConfig):
     psnr_loss: bool = False
     """Whether training minimises the logarithm of each image's mean squared error, which is its PSNR, in place of the
     mean over all images, in which those that are rendered worst count most (training/psnr_loss.py)."""
+    edge_weight: float = 0.0
+    """Weight of the squared error of what neighbouring pixels differ by, beside that of the pixels themselves: errors
+    in which patches do not fit together count more (training/edge_errors.py)."""
     perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
     """A perceptual loss beside that of single pixels."""
     nearest_views: Optional[int] = None
@@ -365,12 +369,17 @@ class EfficientLVSMModel(Model):
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: Optional[dict[str, Tensor]] = None
     ) -> dict[str, Tensor]:
-        errors = (outputs["rgb"] - batch["image"]).square().mean((-3, -2, -1))
+        difference = outputs["rgb"] - batch["image"]
+        errors = difference.square().mean((-3, -2, -1))
+        if self.config.edge_weight:
+            errors = errors + self.config.edge_weight * edge_errors(difference)
         losses = {"psnr": psnr_loss(errors)} if self.config.psnr_loss else {"mse": errors.mean()}
         if "repa" in outputs:
             losses["repa"] = self.config.repa.weight * outputs["repa"]
         if self.perceptual_loss is not None:
-            losses["perceptual"] = self.config.perceptual.weight * self.perceptual_loss(outputs["rgb"], batch["image"])
+            looked_at = slice(self.config.perceptual.target_views)
+            rendered, truth = (images[:, looked_at] for images in (outputs["rgb"], batch["image"]))
+            losses["perceptual"] = self.config.perceptual.weight * self.perceptual_loss(rendered, truth)
         return losses
 
     # Rendering

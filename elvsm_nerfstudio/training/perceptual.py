@@ -70,6 +70,9 @@ class PerceptualLossConfig:
     VGG-16, with layer weights of our own; 'lpips' is LPIPS with VGG-16."""
     weight: float = 0.5
     """Weight of the perceptual loss; that of the mean squared error is 1 (paper: 0.5)."""
+    target_views: Optional[int] = None
+    """Target views of each scene that it looks at in a step; all of them if absent. They are drawn at random, so that
+    one of six makes the same on average, at a sixth of the cost."""
     weights_file: Optional[Path] = None
     """The frozen network's weights; looked for in torch's cache (under TORCH_HOME) if absent. lpips takes VGG-16's."""
 
@@ -85,10 +88,15 @@ class PerceptualLossConfig:
 
         Raises:
             FileNotFoundError: where the weights are missing, with the command that fetches them.
-            ValueError: where their file is broken.
+            ValueError: where their file is broken, and for less than one target view.
         """
         if (network := self.network) is None:
             return None
+        if self.target_views is not None and self.target_views < 1:
+            raise ValueError(
+                f"--pipeline.model.perceptual.target-views: found {self.target_views}; expected at least 1, or None "
+                "for all target views"
+            )
         convolutions = read_vgg(network, find_vgg(network, self.weights_file))
         return LPIPSLoss(convolutions) if self.backbone == "lpips" else VGGLoss(convolutions, VGG_TERMS[network])
 

@@ -284,6 +284,24 @@ def test_losses_go_by_name_and_are_weighted(weights, collection, monkeypatch):
     assert any(part.abs().sum() > 0 for part in by_name["perceptual"])
 
 
+def test_it_can_look_at_the_first_target_views_alone(weights, collection, monkeypatch):
+    """Those of every scene: the loss is theirs, and so is the gradient, wholly."""
+    pipeline = with_loss(collection, monkeypatch, "vgg16", weight=0.5, target_views=1).train()
+    outputs, losses, _ = pipeline.get_train_loss_dict(0)
+    _, batch = pipeline.datamanager.next_train(0)
+    scenes, targets = outputs["rgb"].shape[:2]
+    assert scenes > 1 and targets > 1
+    expected = PerceptualLossConfig("vgg16").build()(outputs["rgb"][:, :1], batch["image"][:, :1])
+    assert losses["perceptual"].item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+    (reached,) = torch.autograd.grad(losses["perceptual"], outputs["rgb"])
+    assert (reached[:, :1].flatten(2).abs().sum(-1) > 0).all() and (reached[:, 1:] == 0).all()
+
+
+def test_no_target_view_is_too_few(weights):
+    with pytest.raises(ValueError, match=r"perceptual.target-views: found 0; expected at least 1, or None"):
+        PerceptualLossConfig("vgg16", target_views=0).build()
+
+
 def test_the_frozen_network_is_no_part_of_the_model(weights, collection, monkeypatch):
     without = tiny_pipeline(collection, test_mode="val")
     pipeline = with_loss(collection, monkeypatch, "vgg19")
