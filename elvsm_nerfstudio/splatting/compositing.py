@@ -138,7 +138,7 @@ class Composite(torch.autograd.Function):
         return image
 
     @staticmethod
-    def backward(ctx, gradient: Float[Tensor, "block pixel channel+1"]):
+    def backward(ctx, gradient: Float[Tensor, "block pixel channel_and_alpha"]):
         means2d, conics, opacities, colors = ctx.saved_tensors
         shapes, paints = _tables(means2d, conics, opacities, colors)
         basis = _pixel_basis(means2d)

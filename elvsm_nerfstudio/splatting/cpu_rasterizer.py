@@ -41,7 +41,7 @@ def rasterization(
     distributed: bool = False,
     camera_model: Literal["pinhole", "ortho", "fisheye"] = "pinhole",
     covars: Optional[Float[Tensor, "gaussian 3 3"]] = None,
-) -> tuple[Float[Tensor, "camera height width channel"], Float[Tensor, "camera height width 1"], dict[str, Any]]:
+) -> tuple[Float[Tensor, "camera height width rendered"], Float[Tensor, "camera height width 1"], dict[str, Any]]:
     """Renders Gaussians from cameras; the arguments and their defaults are gsplat.rasterization's.
 
     Args:

@@ -55,7 +55,7 @@ def initial_points(
     background: Background,
     count: int,
     generator: torch.Generator,
-    rendered: Optional[tuple[Cameras, Float[Tensor, "view height width 3"]]] = None,
+    rendered: Optional[tuple[Cameras, Float[Tensor, "rendered height width 3"]]] = None,
 ) -> InitialPoints:
     """Points from context views, and from views that are rendered from these.
 
@@ -72,7 +72,7 @@ def initial_points(
         background: what the images are composited on, and what is rendered behind everything.
         count: so many; drawn from all that a plane sweep finds, made up with random ones. Fewer where random draws do
             not find enough places.
-        rendered: cameras [view] and images, of the same size, of rendered views; with 'plane-sweep'.
+        rendered: cameras [rendered] and images, of the same size, of rendered views; with 'plane-sweep'.
 
     Raises:
         DataError: where there is no place for points.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -72,8 +72,15 @@ class LeftOut:
 
 
 @torch.no_grad()
-def leave_out(network: SceneNetwork, context: Views) -> Optional[LeftOut]:
-    """How well a network predicts context views that it is not given; None for a single one."""
+def leave_out(
+    network: Callable[[Views, Views], Float[Tensor, "1 target height width 3"]], context: Views
+) -> Optional[LeftOut]:
+    """How well a network predicts context views that it is not given; None for a single one.
+
+    Args:
+        network: pictures of target views, its second argument, from context views, its first; a SceneNetwork is one.
+        context: of one scene.
+    """
     if context.num_views < 2:
         return None
     predictors = {
