@@ -102,15 +102,15 @@ def _costs(
     """How the colours of rays' pixels differ from those of points on them in the views beside; rays lie by view."""
     smooth = avg_pool2d(images.rgb.permute(0, 3, 1, 2), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
     colours = smooth.permute(0, 2, 3, 1).reshape(-1, 3)[pixels]
+    numbers, rays = (part.tolist() for part in view.unique_consecutive(return_counts=True))
     costs = []
-    for number, rays in zip(*(part.tolist() for part in view.unique_consecutive(return_counts=True))):
-        here = slice(sum(map(len, costs)), sum(map(len, costs)) + rays)
+    for number, on_rays, of_rays in zip(numbers, points.split(rays), colours.split(rays)):
         sources = sources_of(images, number)
         differences = []
         for source in sources:
-            place, depth = images.project(source, points[here])
+            place, depth = images.project(source, on_rays)
             there = images.look_up(smooth[source], place)
-            difference = (there - colours[here].T[:, :, None]).abs().mean(dim=0).clamp(max=MAX_DIFFERENCE)
+            difference = (there - of_rays.T[:, :, None]).abs().mean(dim=0).clamp(max=MAX_DIFFERENCE)
             differences.append(torch.where(images.inside(place, depth), difference, MAX_DIFFERENCE))
         # The better half of the sources: the others may not see the point.
         ranked = torch.stack(differences).sort(dim=0).values
