@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,6 +107,7 @@ class Network:
         own = spec.image_size or settings.image_size
         is_larger = own[0] > height and own[0] * width == own[1] * height
         self._larger = replace(settings, image_size=tuple(own)) if is_larger else None
+        self._open_larger = cache(self._larger.datamanager) if self._larger is not None else None
         # The targets' cameras are for nobody to know.
         model_config = replace(config.pipeline.model.without_training(), canonical_frame="context")
         self._optimizer = config.optimizers["network"]["optimizer"]
@@ -144,7 +145,7 @@ class Network:
 
     def _read_larger(self, scene: SceneContext) -> Views:
         """The context views at the network's own size."""
-        datamanager = self._larger.datamanager(scene.index, scene.count, str(self.model.device))
+        datamanager = self._open_larger(scene.index, scene.count, str(self.model.device))
         return compared_scene(datamanager, scene.name, scene.count, max_targets=1).views.context
 
     def _render(self, memory: SceneMemory, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "height width 3"], float]]:

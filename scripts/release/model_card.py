@@ -25,6 +25,7 @@ from typing import Any, Literal, Optional
 
 import torch
 import tyro
+from nerfstudio.utils.eval_utils import eval_setup
 from rich.progress import track
 
 from elvsm_nerfstudio.evaluation.evaluator import Evaluator
@@ -41,7 +42,6 @@ from elvsm_nerfstudio.runs import (
     RunOptions,
     export_weights,
     last_checkpoint,
-    make_and_open_run,
     make_run,
     network_methods,
     read_config,
@@ -290,15 +290,12 @@ def score(options: RunOptions) -> Scored:
     Raises:
         ValueError: where ns-eval fails.
     """
-    named = replace(options, name=_name(options))
-    folder = options.output_dir / named.name
+    folder = options.output_dir / _name(options)
     done = folder / "evaluation"
     if not done.exists():
         partial = folder / "evaluation.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        runs = list(folder.glob("*/run/config.yml"))
-        config = runs[0] if runs else make_run(named)
-        command = [Path(sys.executable).parent / "ns-eval", "--load-config", config]
+        command = [Path(sys.executable).parent / "ns-eval", "--load-config", _run(options)]
         command += ["--output-path", partial / "results.json", "--render-output-path", partial / "pictures"]
         if subprocess.run([str(part) for part in command]).returncode != 0:
             raise ValueError(f"ns-eval of {options.weights} on {options.data} failed; its messages are above")
@@ -317,8 +314,7 @@ def score_grids(options: RunOptions) -> str:
     folder = options.output_dir / f"{_name(options)}-grids"
     done = folder / "grids.json"
     if not done.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _, pipeline = make_and_open_run(replace(options, name=folder.name))
+        _, pipeline, _, _ = eval_setup(_run(options), test_mode="inference")
         protocol = replace(find_protocol(options.protocol), context_views=(RANKED_VIEWS,))
         patch_size = pipeline.model.config.network.patch_size
         images: dict[str, list[torch.Tensor]] = {name: [] for name in ("photos", "1", "4")}
@@ -340,6 +336,13 @@ def score_grids(options: RunOptions) -> str:
         }
         write_json(done, {"rows": rows, "photos": patch_border_ratio(photos, patch_size)})
     return text.grids_text(json.loads(done.read_text()), RANKED_VIEWS)
+
+
+def _run(options: RunOptions) -> Path:
+    """config.yml of the run that is scored, made unless it is there."""
+    name = _name(options)
+    made = next((options.output_dir / name).glob("*/run/config.yml"), None)
+    return made or make_run(replace(options, name=name))
 
 
 def _name(options: RunOptions) -> str:

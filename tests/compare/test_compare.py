@@ -236,8 +236,9 @@ def test_finetuning_fits_the_context_and_starts_anew_on_each_scene(tmp_path, pla
     assert fit(0.1) > fit(None) + 1
 
 
-def test_a_network_that_was_trained_at_a_larger_size_renders_at_it(tmp_path, plain, run):
+def test_a_network_that_was_trained_at_a_larger_size_renders_at_it(tmp_path, plain, run, monkeypatch):
     from elvsm_nerfstudio.cameras import in_pixels
+    from elvsm_nerfstudio.compare.layout import Settings
     from elvsm_nerfstudio.compare.methods import Network, SceneContext
     from elvsm_nerfstudio.compare.rows import find_methods
 
@@ -254,9 +255,13 @@ def test_a_network_that_was_trained_at_a_larger_size_renders_at_it(tmp_path, pla
     frames = {"context": list(small.context_names), "target": list(small.target_names)}
     index.write_text(json.dumps({small.name: frames}))
 
+    opened, open_data = [], Settings.datamanager
+    monkeypatch.setattr(Settings, "datamanager", lambda *given: opened.append(given) or open_data(*given))
     network = Network(larger, settings_of(plain, scenes=(small.name,)), torch.device("cpu"))
     count = small.views.context.num_views
-    prepared = network.prepare(SceneContext(small.name, small.views.context, index, count))
+    for _ in range(2):
+        prepared = network.prepare(SceneContext(small.name, small.views.context, index, count))
+    assert len(opened) == 1  # and not anew for each scene
     (picture, _), *_ = prepared.render(small.cameras[:1])
     assert picture.shape == (16, 16, 3) and prepared.facts["rendered_size"] == [32, 32]
     memory = network.model.network.encode(large.views.context)
