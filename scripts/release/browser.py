@@ -6,13 +6,17 @@ import base64
 import io
 import itertools
 import json
+import os
+import queue
+import re
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import IO, Any, Optional
 
 import numpy as np
 from PIL import Image
@@ -35,7 +39,7 @@ class Browser:
     """
 
     def __init__(self, folder: Path, size: tuple[int, int] = (800, 600)):
-        self.size, self.errors = size, []
+        self.size, self.errors, self._loaded = size, [], False
         self._ids = itertools.count()
         self._process = subprocess.Popen(
             [find_chromium(), "--headless=new", "--no-sandbox", "--remote-debugging-port=0",
@@ -44,12 +48,10 @@ class Browser:
              "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
              # The page links to logos elsewhere; no test should depend on them, or wait for them.
              "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         )  # fmt: skip
-        port_file = folder / "DevToolsActivePort"
-        wait_for(lambda: port_file.exists() and port_file.read_text().count("\n"), PATIENCE, "the browser to start")
-        port = port_file.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://localhost:{port}/json/list") as answer:
+        listening = wait_for_line(self._process.stderr, r"DevTools listening on ws://[^/]*:(\d+)/", "the browser")
+        with urllib.request.urlopen(f"http://localhost:{listening[1]}/json/list") as answer:
             pages = [target for target in json.load(answer) if target["type"] == "page"]
         self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
         for domain in ("Page", "Runtime", "Log"):
@@ -79,6 +81,7 @@ class Browser:
 
     def _note(self, message: dict[str, Any]) -> None:
         event = message.get("params", {})
+        self._loaded |= message.get("method") == "Page.loadEventFired"
         if message.get("method") == "Runtime.exceptionThrown":
             details = event["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description", details["text"]))
@@ -90,7 +93,11 @@ class Browser:
             self.errors.append(" ".join(str(part.get("value", part.get("description"))) for part in event["args"]))
 
     def open(self, url: str) -> None:
+        """Goes to a page, and waits until it has been loaded."""
+        self._loaded = False
         self.send("Page.navigate", url=url)
+        while not self._loaded:
+            self._note(json.loads(self._socket.recv(timeout=PATIENCE)))
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""
@@ -101,7 +108,22 @@ class Browser:
     def wait_for_text(self, text: str) -> None:
         """Waits until the page shows it."""
         shown = f"!!document.body?.innerText.includes({json.dumps(text)})"
-        wait_for(lambda: self.run(shown), PATIENCE, f"the text {text}")
+        self.wait_for(lambda: self.run(shown), f"the text {text}")
+
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """The condition's first true value; it is looked at again whenever the page has been drawn anew."""
+        end = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < end, f"waited {seconds} s for {what}"
+            self.draw()
+        return value
+
+    def draw(self, frames: int = 1) -> None:
+        """Waits until the page has been drawn so many times."""
+        self.run(
+            f"new Promise(done => {{ let left = {frames};"
+            "const next = () => left-- > 0 ? requestAnimationFrame(next) : done(); next(); })"
+        )
 
     def screenshot(self) -> np.ndarray:
         """The page as uint8 [height, width, 3]."""
@@ -125,21 +147,41 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=1, clickCount=1)
 
     def click(self, element: str) -> None:
-        """Clicks the middle of the element that a JavaScript expression finds."""
+        """Clicks the middle of the element that a JavaScript expression finds, once nothing moves any more."""
         box = self.run(
-            f"(() => {{ const e = {element}; if (!e) return null; e.scrollIntoView({{block: 'center'}});"
+            f"(async () => {{ const e = {element}; if (!e) return null; e.scrollIntoView({{block: 'center'}});"
+            "const moving = document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity);"
+            "await Promise.allSettled(moving.map(a => a.finished));"
             "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )
         assert box is not None, f"the page has no {element}"
         self.drag(tuple(box), tuple(box), steps=1)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The condition's first true value."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"waited {seconds} s for {what}")
+def wait_for_line(output: IO[str], pattern: str, what: str, log: Path = Path(os.devnull)) -> re.Match[str]:
+    """What a program prints, up to the first line in which a pattern is found; the rest is read on beside.
+
+    Args:
+        log: file for all of it.
+
+    Raises:
+        AssertionError: where the program ends before it, or prints nothing of the kind for ``PATIENCE`` seconds.
+    """
+    found: queue.SimpleQueue[Optional[re.Match[str]]] = queue.SimpleQueue()
+
+    def read() -> None:
+        with log.open("w") as copy:
+            for line in output:
+                copy.write(line)
+                copy.flush()
+                if match := re.search(pattern, line):
+                    found.put(match)
+        found.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        match = found.get(timeout=PATIENCE)
+    except queue.Empty:
+        raise AssertionError(f"waited {PATIENCE} s for {what}") from None
+    assert match is not None, f"the program ended before {what}"
+    return match

@@ -11,8 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,9 +22,13 @@ import tyro
 from PIL import Image
 
 from elvsm_nerfstudio.files import whole
-from scripts.release.browser import PATIENCE, Browser, find_chromium, wait_for
+from scripts.release.browser import Browser, find_chromium, wait_for_line
 
 PANEL_WIDTH = 320
+STILL_FRAMES = 10
+"""Drawings of the page over which what stands still does not change; at SHARP each takes long."""
+FULL_SIZE = r"/Resolution: (512x\d+|\d+x512)px/.test(document.body.innerText)"
+"""JavaScript: whether the picture is the one that nerfstudio renders once the camera stands still."""
 SHARP = "Object.defineProperty(window, 'devicePixelRatio', {get: () => 5})"
 LAST_BUTTON = "[...document.querySelectorAll('button')].find(e => e.innerText == 'Load memory')"
 """JavaScript; what the panel says comes right after it."""
@@ -58,23 +60,17 @@ def ns_viewer(config: Path, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    url = f"http://localhost:{port}"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "ns-viewer", "--load-config", config, "--viewer.websocket-port", str(port)],
-            stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        )  # fmt: skip
-
-    def answers() -> bool:
-        assert process.poll() is None, log.read_text()
-        try:
-            return urllib.request.urlopen(url).status == 200
-        except OSError:
-            return False
-
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "ns-viewer", "--load-config", config, "--viewer.websocket-port", str(port)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
     try:
-        wait_for(answers, PATIENCE, "ns-viewer")
-        yield url
+        try:
+            wait_for_line(process.stdout, rf"HTTP .*:{port}\b", "ns-viewer's address", log)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it printed\n{log.read_text()}") from None
+        yield f"http://localhost:{port}"
     finally:
         process.terminate()
         process.wait(10)
@@ -84,14 +80,13 @@ def settled(page: Browser) -> np.ndarray:
     """The page, uint8 [height, width, 3], once the scene is rendered in full size and stands still."""
 
     def still() -> tuple[np.ndarray, ...]:
-        # The camera glides to a halt; 0.2 s later nerfstudio renders it in full size.
+        # The camera glides to a halt; then nerfstudio renders it in full size.
         before = page.screenshot()
-        time.sleep(2)
+        page.draw(STILL_FRAMES)
         after = page.screenshot()
-        full_size = page.run(r"/Resolution: (512x\d+|\d+x512)px/.test(document.body.innerText)")
-        return (after,) if full_size and np.abs(after.astype(int) - before).mean() < 0.5 else ()
+        return (after,) if page.run(FULL_SIZE) and np.abs(after.astype(int) - before).mean() < 0.5 else ()
 
-    return wait_for(still, PATIENCE, "a picture that stays as it is")[0]
+    return page.wait_for(still, "a picture that stays as it is")[0]
 
 
 def main(args: Arguments) -> None:

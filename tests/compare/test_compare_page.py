@@ -10,7 +10,7 @@ from elvsm_nerfstudio.compare.page import write_page
 from elvsm_nerfstudio.compare.plots import write_plots
 from elvsm_nerfstudio.compare.scoring import frame_file, score, summary
 from elvsm_nerfstudio.evaluation.report import write_image
-from scripts.release.browser import Browser, find_chromium, wait_for
+from scripts.release.browser import Browser, find_chromium
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
 
@@ -81,7 +81,7 @@ def texts(page: Browser, selector: str) -> list[str]:
 def test_all_pictures_load(page):
     page.run("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     pending = "[...document.images].filter(i => !(i.complete && i.naturalWidth > 0)).map(i => i.src)"
-    wait_for(lambda: page.run(pending) == [], 10, "the pictures")
+    page.wait_for(lambda: page.run(pending) == [], "the pictures", 10)
     # Two in the slider, its 4 context views, 4 plots; in a scene's row 4 + 1 and two for each method that did not fail.
     assert page.run("document.images.length") == 2 + 4 + 4 + 3 * 5 + 2 * (3 * 3 - 1)
 
@@ -126,7 +126,7 @@ def test_scenes_sort_by_a_methods_metric(page):
 
 def test_the_slider_uncovers_one_picture_or_the_other(page):
     page.run("Object.assign(state, {scene: 'table', left: TRUTH, right: 'copy-nearest'}); drawLook()")
-    wait_for(lambda: page.run("find('over').complete && find('under').complete"), 10, "both pictures")
+    page.wait_for(lambda: page.run("find('over').complete && find('under').complete"), "both pictures", 10)
     page.run("document.querySelector('#wipe').scrollIntoView({block: 'center', behavior: 'instant'})")
     box = page.run("(b => [b.x, b.y, b.width, b.height])(find('wipe').getBoundingClientRect())")
     left, top, width, height = map(int, box)
@@ -136,7 +136,7 @@ def test_the_slider_uncovers_one_picture_or_the_other(page):
         """Of the picture's left and right third, with the slider put to a share of its width."""
         place = left + int(width * share), y
         page.drag(place, place, steps=1)
-        wait_for(lambda: abs(float(page.run("find('slider').value")) - 100 * share) < 2, 5, "the slider to move")
+        page.wait_for(lambda: abs(float(page.run("find('slider').value")) - 100 * share) < 2, "the slider to move", 5)
         image = page.screenshot()[top + height // 4 : top + height // 2 - 30, left : left + width].astype(float)
         return image[:, width // 10 : width // 3].std(), image[:, 2 * width // 3 : 9 * width // 10].std()
 

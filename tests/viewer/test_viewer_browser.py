@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -14,8 +13,8 @@ import torch
 import yaml
 from conftest import tiny_pipeline, write_scene
 
-from scripts.release.browser import PATIENCE, Browser, find_chromium, wait_for
-from scripts.release.viewer_picture import ns_viewer
+from scripts.release.browser import Browser, find_chromium
+from scripts.release.viewer_picture import FULL_SIZE, ns_viewer
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium (Debian: chromium)")
 
@@ -81,16 +80,15 @@ def picture(page: Browser) -> np.ndarray:
         return page.screenshot()[60:-80, 80:470].astype(int)
 
     def settled() -> tuple[np.ndarray, ...]:
-        # The camera glides to a halt; 0.2 s later nerfstudio renders it in full size.
+        # The camera glides to a halt; then nerfstudio renders it in full size.
         shots = [shot()]
         for _ in range(2):
-            time.sleep(0.5)
+            page.draw(30)
             shots.append(shot())
-        full_size = page.run(r"/Resolution: (512x\d+|\d+x512)px/.test(document.body.innerText)")
         still = all(np.array_equal(shots[0], other) for other in shots[1:])
-        return (shots[0],) if full_size and still and shots[0].std() > 1 else ()
+        return (shots[0],) if page.run(FULL_SIZE) and still and shots[0].std() > 1 else ()
 
-    return wait_for(settled, PATIENCE, "a picture that stays as it is")[0]
+    return page.wait_for(settled, "a picture that stays as it is")[0]
 
 
 def changed(page: Browser, before: np.ndarray) -> np.ndarray:
@@ -100,7 +98,7 @@ def changed(page: Browser, before: np.ndarray) -> np.ndarray:
         now = picture(page)
         return (now,) if np.abs(now - before).mean() > 1 else ()
 
-    return wait_for(other, PATIENCE, "another picture")[0]
+    return page.wait_for(other, "another picture")[0]
 
 
 def num_colours(image: np.ndarray) -> int:
@@ -121,15 +119,10 @@ def with_text(selector: str, text: str) -> str:
 
 
 def choose(page: Browser, label: str, option: str) -> None:
-    def chosen() -> bool:
-        if not page.run(f"!!{with_text('[role=option]', option)}"):
-            page.click(control(label))
-            time.sleep(0.4)  # the list unfolds, and a click on what still moves goes astray
-        if page.run(f"!!{with_text('[role=option]', option)}"):
-            page.click(with_text("[role=option]", option))
-        return page.run(f"{control(label)}.value") == option
-
-    wait_for(chosen, PATIENCE, f"{label} to be {option}")
+    page.click(control(label))
+    page.wait_for(lambda: page.run(f"!!{with_text('[role=option]', option)}"), f"the options of {label}")
+    page.click(with_text("[role=option]", option))
+    page.wait_for(lambda: page.run(f"{control(label)}.value") == option, f"{label} to be {option}")
 
 
 def test_the_picture_follows_camera_and_controls(server, page):
@@ -151,17 +144,17 @@ def test_the_picture_follows_camera_and_controls(server, page):
     page.wait_for_text("2 of 11 views in use")
     both = changed(page, one_view)
     page.click(control(dropped))
-    wait_for(lambda: np.abs(picture(page) - one_view).mean() < 0.5, PATIENCE, "the same views to make the same picture")
+    page.wait_for(lambda: np.abs(picture(page) - one_view).mean() < 0.5, "the same views to make the same picture")
     assert np.abs(both - one_view).mean() > 1
 
     choose(page, "Choice", "farthest point")
     choose(page, "Choice", "nearest to camera")
-    wait_for(lambda: not page.run(f"!!{control(dropped)}"), PATIENCE, "the boxes to go")
+    page.wait_for(lambda: not page.run(f"!!{control(dropped)}"), "the boxes to go")
     choose(page, "Choice", "manual")
-    wait_for(lambda: page.run(f"!!{control(dropped)}"), PATIENCE, "the boxes to come back")
+    page.wait_for(lambda: page.run(f"!!{control(dropped)}"), "the boxes to come back")
 
     choose(page, "Output type", "attention_view")
-    wait_for(lambda: num_colours(picture(page)) < 40, PATIENCE, "a colour for each view")
+    page.wait_for(lambda: num_colours(picture(page)) < 40, "a colour for each view")
     attention = picture(page)
     choose(page, "Output type", "attention_evenness")
     changed(page, attention)
