@@ -37,7 +37,7 @@ from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork, autocast_dt
 from elvsm_nerfstudio.nn.weights import load_weights
 from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.programs import running_program
-from elvsm_nerfstudio.training.edge_errors import edge_errors
+from elvsm_nerfstudio.training.border_errors import border_errors
 from elvsm_nerfstudio.training.ema import WeightAverage
 from elvsm_nerfstudio.training.muon import mark_hidden
 from elvsm_nerfstudio.training.perceptual import PerceptualLoss, PerceptualLossConfig
@@ -81,9 +81,9 @@ class EfficientLVSMModelConfig(ModelConfig):
     psnr_loss: bool = False
     """Whether training minimises the logarithm of each image's mean squared error, which is its PSNR, in place of the
     mean over all images, in which those that are rendered worst count most (training/psnr_loss.py)."""
-    edge_weight: float = 0.0
-    """Weight of the squared error of what neighbouring pixels differ by, beside that of the pixels themselves: errors
-    in which patches do not fit together count more (training/edge_errors.py)."""
+    border_weight: float = 0.0
+    """Weight of the squared error of what pixels on both sides of a patch's border differ by, beside that of the pixels
+    themselves: patches then fit together better."""
     perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
     """A perceptual loss beside that of single pixels."""
     nearest_views: Optional[int] = None
@@ -371,8 +371,9 @@ class EfficientLVSMModel(Model):
     ) -> dict[str, Tensor]:
         difference = outputs["rgb"] - batch["image"]
         errors = difference.square().mean((-3, -2, -1))
-        if self.config.edge_weight:
-            errors = errors + self.config.edge_weight * edge_errors(difference)
+        if self.config.border_weight:
+            borders = border_errors(difference, self.config.network.patch_size)
+            errors = errors + self.config.border_weight * borders
         losses = {"psnr": psnr_loss(errors)} if self.config.psnr_loss else {"mse": errors.mean()}
         if "repa" in outputs:
             losses["repa"] = self.config.repa.weight * outputs["repa"]

@@ -1,7 +1,9 @@
-"""What README and docs point at is there: files, headings, verbs of the command, programs of the clone."""
+"""What README and docs point at is there: files, headings, verbs, programs; what they copy of results agrees."""
 
 import ast
+import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,68 @@ def test_options_of_commands_that_are_named_exist(capsys):
         unknown = set(re.findall(r"--[a-z][a-z0-9-]*", rest)) - known[name]
         assert not unknown, place
     assert len(known) > 8
+
+
+CARD = "assets/efficient-lvsm-plus-tiny.md"
+
+
+def captioned() -> str:
+    """What README says of the picture that it opens with, in one line."""
+    caption = re.search(r"^\*(Every fifth .*?)\*$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return caption[1].replace("\n", " ")
+
+
+def test_numbers_of_the_readme_s_picture_are_those_of_the_comparison():
+    objects = json.loads((ROOT / "docs/results/against_splatfacto.json").read_text())["objects"]
+    sentence = (
+        r"From 2 photos the network and `splatfacto-lvsm` are (\S+)(?: and (\S+))? dB ahead of `splatfacto-sparse`, "
+        r"from 4 and 8 `splatfacto-lvsm` is by (\S+) and (\S+);"
+    )
+    network, both, *more = re.search(sentence, captioned()).groups()
+
+    def ahead(method: str, views: str) -> str:
+        psnr = {name: found[views]["psnr"] for name, found in objects["methods"].items()}
+        return f"{psnr[method] - psnr['splatfacto-sparse']:.1f}"
+
+    assert network == ahead("efficient-lvsm-plus-tiny", "2") and (both or network) == ahead("splatfacto-lvsm", "2")
+    assert more == [ahead("splatfacto-lvsm", "4"), ahead("splatfacto-lvsm", "8")]
+
+
+def test_numbers_of_the_readme_s_picture_are_those_of_the_card():
+    card = (ROOT / CARD).read_text()
+    found = re.search(r"of (\d+) objects.*?(\S+) M parameters, (\d+) px, (\d+) hours on one CPU core", captioned())
+    objects, parameters, size, hours = found.groups()
+    assert f", {parameters} M parameters |" in card and f"| size | {size} x {size} px" in card
+    stages = re.search(r"^\| training time \| (.*) hours on one CPU core \|$", card, re.MULTILINE)[1]
+    assert hours == f"{sum(map(float, stages.split(' + '))):.0f}"
+    assert objects == re.search(r"^(\d+) objects, ", card, re.MULTILINE)[1]
+
+
+def table_of(text: str) -> list[list[str]]:
+    """The cells of the first table of a text, without deviations and without the line below the headings."""
+    rows = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()
+    return [[cell.split(" +- ")[0] for cell in row.strip("| ").split(" | ")] for row in rows if "---" not in row]
+
+
+def scores_at(commit: str) -> dict[str, dict[str, str]]:
+    """What a commit's card says of held-out objects, reduced to 64 px where they are larger: by views and metric."""
+    shown = subprocess.run(["git", "show", f"{commit}:{CARD}"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        pytest.skip(f"{commit} is not in this clone")
+    sections = dict(part.split("\n", 1) for part in shown.stdout.split("\n## ")[1:])
+    head, *rows = table_of(sections.get("The same, reduced to 64 x 64") or sections["Held-out objects"])
+    return {row[0]: dict(zip(head, row)) for row in rows}
+
+
+@pytest.mark.parametrize("title", ["A last stage with a perceptual loss", "At 128 px"])
+def test_tables_of_earlier_weights_are_those_of_their_cards(title):
+    page = (ROOT / "docs/experiments.md").read_text()
+    head, *rows = table_of(page.split(f"\n## {title}\n")[1])
+    metric, compared = "", 0
+    for column, name in enumerate(head[1:], 1):
+        metric, commit = re.fullmatch(r"(?:(.+) )?at ([0-9a-f]{7})", name).groups(default=metric)
+        scores = scores_at(commit)
+        for row in rows:
+            assert row[column] == scores[row[0]][metric], f"{metric} from {row[0]} views at {commit}"
+            compared += 1
+    assert compared == 30

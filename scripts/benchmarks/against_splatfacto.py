@@ -2,17 +2,20 @@
 
     python -m scripts.benchmarks.against_splatfacto --objects data/objects128_24 --captures ../shared/data \\
         --output outputs/against_splatfacto --results docs/results/against_splatfacto.json \\
-        --pictures docs/pictures/against_splatfacto --page docs/benchmarks.md --beside "nothing"
+        --pictures docs/pictures/against_splatfacto --page docs/benchmarks.md \\
+        --summary-page docs/splatfacto-lvsm.md --beside "nothing"
 
 Every fifth object of the test split, and the captures mary_rose, fox and chair, as far as they are there; each is an
 `elvsm compare` of its own, in a folder of its own. Called again, what is done is kept: methods that do not depend on
 weights can be run first (--methods), and the others when there are new weights. Writes the JSON, the tables into the
 page, PICTURES.png (PSNR and LPIPS against the number of context views), PICTURES_scenes.png (the first target of
-every scene) and PICTURES_turning.webp (the objects from all around, from 4 context views).
+every scene) and PICTURES_turning.webp (the objects from all around, from 4 context views). Without --objects and
+--captures it compares nothing, and writes the pages' tables anew from the JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,33 +28,34 @@ from elvsm_nerfstudio.compare.comparison import compare
 from elvsm_nerfstudio.compare.layout import Layout, MethodSpec, dataparser_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.plots import method_colours
-from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, metric_cell, read_picture
+from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
 from elvsm_nerfstudio.data.scenes import SceneCollection
-from elvsm_nerfstudio.evaluation.report import sheet, table_row, write_figure, write_image, write_json
+from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.splatfacto_tables import SHOWN, summary, tables
 from scripts.benchmarks.turning import PANEL, turn, write_animation
 
 EVERY = 5
 """Every fifth object is compared on."""
 TURN_CONTEXT_VIEWS, TURN_FRAMES = 4, 24
 """Context views that the animation is made from, and its number of frames."""
-SHOWN = ("psnr", "lpips_vgg")
-"""Metrics in the tables and the plot; the JSON has all."""
 
 
 @dataclass
 class Args:
     """Options."""
 
-    output: Path
+    output: Path = Path("outputs/against_splatfacto")
     """Folder of the comparisons."""
-    results: Path
-    """JSON."""
-    pictures: Path
+    results: Path = Path("docs/results/against_splatfacto.json")
+    """JSON; read where nothing is compared."""
+    pictures: Path = Path("docs/pictures/against_splatfacto")
     """Path of the plot and the pictures, without an ending."""
     page: Optional[Path] = None
     """Markdown page into which the tables are written, between <!-- against-splatfacto --> and its end."""
+    summary_page: Optional[Path] = None
+    """Markdown page for a summary with goals and differences, between <!-- what-it-brings --> and its end."""
     objects: Optional[Path] = None
     """Collection of objects; not compared on if absent."""
     captures: Optional[Path] = None
@@ -134,24 +138,6 @@ def kept(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: result[name] for name in about}, "notes": notes, "methods": methods}
 
 
-def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of each comparison."""
-    parts = []
-    for name, result in results.items():
-        shown = [metric for metric in SHOWN if metric in result["metrics"]]
-        counts = [str(count) for count in result["context_views"]]
-        head = [f"{METRICS[metric][0]} from {counts[0]} views" for metric in shown]
-        cells = ["method", *(cell for first in head for cell in (first, *counts[1:]))]
-        images = sum(len(scene["targets"]) for scene in result["scenes"])
-        lines = [f"**{name}**: {len(result['scenes'])} scene(s), {images} images.", "", table_row(cells)]
-        lines.append(table_row(["---"] * len(cells)))
-        for method in result["methods"]:
-            rows = [(method["summaries"][count], metric) for metric in shown for count in counts]
-            lines.append(table_row([method["name"], *(metric_cell(*row) for row in rows)]))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
 def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Metrics against the number of context views, a column for each comparison."""
     import matplotlib
@@ -199,17 +185,25 @@ def main() -> None:
         results = {name: compare(options) for name, options in comparisons(args).items()}
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if not results:
-        sys.exit(f"error: nothing to compare on: expected --objects, or --captures with one of {', '.join(CAPTURES)}")
-    write_json(args.results, {name: kept(result) for name, result in results.items()})
-    plot(args.pictures.with_suffix(".png"), results)
-    pictures(args.pictures.with_name(f"{args.pictures.name}_scenes.png"), args, results)
+    if results:
+        write_json(args.results, {name: kept(result) for name, result in results.items()})
+        plot(args.pictures.with_suffix(".png"), results)
+        pictures(args.pictures.with_name(f"{args.pictures.name}_scenes.png"), args, results)
+    elif not args.results.exists():
+        known = ", ".join(CAPTURES)
+        sys.exit(f"error: nothing to compare on: expected --objects, --captures with one of {known}, or {args.results}")
     if "objects" in results:
         frames = turn(args.output / "objects", results["objects"], turn_views(args), TURN_FRAMES)
         write_animation(args.pictures.with_name(f"{args.pictures.name}_turning.webp"), frames)
-    if args.page is not None:
-        write_part(args.page, "against-splatfacto", tables(results))
-    print(tables(results))
+    content = json.loads(args.results.read_text())
+    try:
+        if args.page is not None:
+            write_part(args.page, "against-splatfacto", tables(content))
+        if args.summary_page is not None:
+            write_part(args.summary_page, "what-it-brings", summary(content))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(tables(content))
 
 
 if __name__ == "__main__":

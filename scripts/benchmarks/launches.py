@@ -1,6 +1,6 @@
 """Kernels that a GPU is given for one frame from a kept memory, counted without a GPU.
 
-    python -m scripts.benchmarks.launches
+    python -m scripts.benchmarks.launches --page docs/benchmarks.md
 
 Tensors say that they are on an H100 and have no values. What runs as it is counts by its operators, views apart; of
 compiled blocks those kernels count into which torch.compile's inductor fuses them for that GPU. Inner parts of torch
@@ -9,21 +9,26 @@ compiled blocks those kernels count into which torch.compile's inductor fuses th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
 from unittest import mock
 
 import torch
+import tyro
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
+from elvsm_nerfstudio.evaluation.report import table_row
 from elvsm_nerfstudio.nn.compiled import Compiler
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.network import SceneNetwork
 from scripts.benchmarks.measurements import is_launch
 from scripts.benchmarks.methods import Scene
+from scripts.benchmarks.pages import write_part
 
 NETWORKS = {
     "efficient-lvsm": (EfficientLVSMConfig(), 120),
@@ -168,15 +173,31 @@ def on_gpu(network: SceneNetwork) -> SceneNetwork:
     return network
 
 
-def main() -> None:
-    """Prints the table."""
-    print("| a frame of | as it is | compiled | matrix products and attention among them | aimed at, compiled |")
-    print("|---|---|---|---|---|")
-    for name, (config, goal) in NETWORKS.items():
-        eager, compiled = (of_a_frame(config, IMAGE_SIZE, compile) for compile in (False, True))
-        cells = name, eager.all, compiled.all, compiled.products, f"at most {goal}"
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+def table(networks: Mapping[str, tuple[EfficientLVSMConfig, int]], image_size: int) -> str:
+    """A row for each network: kernels of its frame as it is, compiled, and what was aimed at."""
+    head = "a frame of", "as it is", "compiled", "matrix products and attention among them", "aimed at, compiled"
+    lines = [table_row(head), table_row(["---"] * len(head))]
+    for name, (config, goal) in networks.items():
+        eager, compiled = (of_a_frame(config, image_size, compile) for compile in (False, True))
+        lines.append(table_row([name, eager.all, compiled.all, compiled.products, f"at most {goal}"]))
+    return "\n".join(lines)
+
+
+@dataclass
+class Args:
+    """Options."""
+
+    page: Optional[Path] = None
+    """Markdown page into which the table is written, between <!-- launches --> and its end."""
+
+
+def main(args: Args) -> None:
+    """Counts, prints the table, and writes it into the page."""
+    found = table(NETWORKS, IMAGE_SIZE)
+    print(found)
+    if args.page is not None:
+        write_part(args.page, "launches", found)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Args, description=__doc__))

@@ -39,7 +39,7 @@ class Browser:
     """
 
     def __init__(self, folder: Path, size: tuple[int, int] = (800, 600)):
-        self.size, self.errors, self._loaded = size, [], False
+        self.errors, self._loaded = [], False
         self._ids = itertools.count()
         self._process = subprocess.Popen(
             [find_chromium(), "--headless=new", "--no-sandbox", "--remote-debugging-port=0",
@@ -56,6 +56,11 @@ class Browser:
         self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None)
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
+        self.resize(size)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Gives the page another width and height in pixels."""
+        self.size = size
         self.send(
             "Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False
         )

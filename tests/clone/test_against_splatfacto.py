@@ -10,8 +10,9 @@ from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec
 from elvsm_nerfstudio.compare.runs import jobs_of
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image
-from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, pictures, plot, tables
+from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, main, pictures, plot
 from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.splatfacto_tables import summary, tables
 from scripts.benchmarks.turning import CAPTION, GAP, PANEL, turn, write_animation
 
 
@@ -39,8 +40,10 @@ def result(*methods: tuple[str, str, float]) -> dict:
 
 def test_tables_json_and_pictures(tmp_path):
     found = {"objects": result(("splatfacto-lvsm", "gaussians", 21.5), ("copy-nearest", "baseline", 14.0))}
-    assert "| splatfacto-lvsm | 21.50 +- 1.00 | failed | 0.250 +- 0.010 | failed |" in tables(found)
     content = json.loads(json.dumps(kept(found["objects"])))
+    text = tables({"objects": content})
+    assert text.startswith("**objects**: 1 scene(s), 2 images.\n\n| method | PSNR from 2 views | 4 |")
+    assert "| splatfacto-lvsm | 21.50 +- 1.00 | failed | 0.250 +- 0.010 | failed |" in text
     views = content["methods"]["splatfacto-lvsm"]["2"]
     assert (
         views["psnr"] == 21.5 and views["render_ms"] == 3 and views["scenes"]["cup"]["rendered_views"]["steps"] == 150
@@ -54,6 +57,57 @@ def test_tables_json_and_pictures(tmp_path):
     pictures(tmp_path / "pictures.png", args, found)
     plot(tmp_path / "plot.png", found)
     assert (tmp_path / "pictures.png").is_file() and (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def scores(*psnr_and_lpips: tuple[float, float]) -> dict:
+    """As the JSON has them, from 2, 4 and 8 views."""
+    return {count: {"psnr": psnr, "lpips_vgg": lpips} for count, (psnr, lpips) in zip("248", psnr_and_lpips)}
+
+
+def stored(**methods) -> dict:
+    about = {"context_views": [2, 4, 8], "scenes": [{"targets": [3, 5]}]}
+    return {**about, "methods": {name.replace("_", "-"): found for name, found in methods.items()}}
+
+
+OBJECTS = stored(
+    splatfacto_sparse=scores((12.0, 0.4), (20.0, 0.2), (25.5, 0.1101)),
+    efficient_lvsm_plus_tiny=scores((17.0, 0.3), (19.0, 0.25), (21.0, 0.2)),
+    splatfacto_lvsm=scores((16.996, 0.25), (24.6, 0.2), (25.5, 0.1104)),
+)
+SUMMARY = """\
+| `splatfacto-sparse` | 12.00, 0.400 | 20.00, **0.200** | **25.50**, **0.110** |
+| `efficient-lvsm-plus-tiny`, the network alone | **17.00**, 0.300 | 19.00, 0.250 | 21.00, 0.200 |
+| `splatfacto-lvsm` | **17.00**, **0.250** | **24.60**, **0.200** | **25.50**, **0.110** |
+| goal | 20, below both | 24.5, below both | 25.5, 0.111 |
+| outcome | missed by 3.00 dB, met | met, missed | met, met |
+"""
+
+
+def test_the_summary_marks_the_best_and_says_which_goals_were_met():
+    fox = stored(splatfacto_sparse=scores((10.0, 0.5), (9.002, 0.5)), splatfacto_lvsm=scores((9.5, 0.5), (9, 0.5)))
+    text = summary({"objects": OBJECTS, "fox": fox})
+    assert SUMMARY in text
+    assert text.endswith("\n| objects | +5.00 | +4.60 | +0.00 |\n| fox | -0.50 | +0.00 | failed |")
+    with pytest.raises(ValueError, match="expected scores of splatfacto-sparse on objects from 2 views"):
+        summary({"fox": fox})
+
+
+def test_pages_are_written_anew_from_the_json_alone(tmp_path, monkeypatch):
+    for name, part in (("numbers", "against-splatfacto"), ("gains", "what-it-brings")):
+        (tmp_path / name).write_text(f"<!-- {part} -->\nold\n<!-- /{part} -->\n")
+    results, page, gains = (str(tmp_path / name) for name in ("results.json", "numbers", "gains"))
+    monkeypatch.setattr("sys.argv", ["program", "--results", results, "--page", page, "--summary-page", gains])
+    with pytest.raises(SystemExit, match="nothing to compare on: expected --objects, --captures with one of mary_rose"):
+        main()
+    content = json.loads(json.dumps(OBJECTS))
+    for views in content["methods"].values():
+        for row in views.values():
+            row.update(psnr_std=1.0, lpips_vgg_std=0.5)
+    (tmp_path / "results.json").write_text(json.dumps({"objects": content}))
+    main()
+    assert "| splatfacto-sparse | 12.00 +- 1.00 | 20.00 +- 1.00 | 25.50" in (tmp_path / "numbers").read_text()
+    assert SUMMARY in (tmp_path / "gains").read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gains", "numbers", "results.json"]
 
 
 def test_tables_go_between_two_lines_of_a_page(tmp_path):
