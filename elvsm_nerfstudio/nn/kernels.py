@@ -5,7 +5,7 @@ Results and gradients are those of PyTorch's plain operations to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Optional
 
 import torch
@@ -19,7 +19,10 @@ EPS = 1e-5
 """Added to the variance in all norms."""
 
 BLOCK = 256
-"""Queries that a CPU handles at once in bf16: their scores stay in its cache."""
+"""Queries that a CPU handles at once in bf16."""
+SCORES = 2**22
+"""Scores of a block, of as many heads as a CPU handles at once: 8 MiB stay in its cache. 50 MiB do not, and blocks
+would lose their lead over PyTorch's kernel, with gradients more than that (docs/benchmarks.md)."""
 
 AttentionName = Literal["auto", "cudnn", "fa3", "fa4"]
 _PACKAGES = {
@@ -131,28 +134,41 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(queries, keys, values)
-        # Batch and heads are made one dimension here and not by each of the products.
-        heads, (queries, keys, values) = queries.shape[:2], (x.flatten(0, 1) for x in (queries, keys, values))
-        scaled = (keys * queries.shape[-1] ** -0.5).mT
-        blocks = (torch.softmax(block @ scaled, dim=-1) @ values for block in queries.split(BLOCK, dim=1))
-        return torch.cat(list(blocks), dim=1).unflatten(0, heads)
+        found = []
+        for group_queries, group_keys, group_values in _groups(queries, keys, values):
+            scaled = (group_keys * queries.shape[-1] ** -0.5).mT
+            blocks = (
+                torch.softmax(block @ scaled, dim=-1) @ group_values for block in group_queries.split(BLOCK, dim=1)
+            )
+            found.append(torch.cat(list(blocks), dim=1))
+        return torch.cat(found).unflatten(0, queries.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        heads, (queries, keys, values) = gradient.shape[:2], (x.flatten(0, 1) for x in ctx.saved_tensors)
-        scale = queries.shape[-1] ** -0.5
-        scaled, of_queries = keys * scale, []
-        # Sums over blocks, of which there may be many, are in fp32.
-        of_keys, of_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-        for block, of_block in zip(queries.split(BLOCK, dim=1), gradient.flatten(0, 1).split(BLOCK, dim=1)):
-            weights = torch.softmax(block @ scaled.mT, dim=-1)
-            of_values += weights.mT @ of_block
-            of_scores = torch.ops.aten._softmax_backward_data(of_block @ values.mT, weights, -1, weights.dtype)
-            of_queries.append(of_scores @ scaled)
-            of_keys += of_scores.mT @ block
-        gradients = torch.cat(of_queries, dim=1), of_keys * scale, of_values
-        of_queries, of_keys, of_values = (x.to(queries.dtype).unflatten(0, heads) for x in gradients)
+        found = zip(*(_gradients(*group) for group in _groups(*ctx.saved_tensors, gradient)))
+        of_queries, of_keys, of_values = (torch.cat(parts).unflatten(0, gradient.shape[:2]) for parts in found)
         return of_queries, of_keys, of_values
+
+
+def _groups(queries: Tensor, keys: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Batch and heads as one dimension, in parts of which a block's scores stay in the cache."""
+    scores = min(BLOCK, queries.shape[2]) * keys.shape[2]
+    # Made one dimension here and not by each of the products.
+    return zip(*(x.flatten(0, 1).split(max(1, SCORES // scores)) for x in (queries, keys, *others)))
+
+
+def _gradients(queries: Tensor, keys: Tensor, values: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = queries.shape[-1] ** -0.5
+    scaled, of_queries = keys * scale, []
+    # Sums over blocks, of which there may be many, are in fp32.
+    of_keys, of_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
+    for block, of_block in zip(queries.split(BLOCK, dim=1), gradient.split(BLOCK, dim=1)):
+        weights = torch.softmax(block @ scaled.mT, dim=-1)
+        of_values += weights.mT @ of_block
+        of_scores = torch.ops.aten._softmax_backward_data(of_block @ values.mT, weights, -1, weights.dtype)
+        of_queries.append(of_scores @ scaled)
+        of_keys += of_scores.mT @ block
+    return torch.cat(of_queries, dim=1), (of_keys * scale).to(keys.dtype), of_values.to(values.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -8,6 +8,7 @@ from pretended_cuda import pretended_cuda, without_a_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
+from elvsm_nerfstudio.nn import kernels
 from elvsm_nerfstudio.nn.kernels import BLOCK, attention, layer_norm, recomputed, rms_norm
 from elvsm_nerfstudio.nn.layers import LayerNorm, RMSNorm
 
@@ -27,8 +28,11 @@ def plain_layer_norm(x: Tensor, eps: float = EPS) -> Tensor:
 # Attention
 
 
+@pytest.mark.parametrize("heads_at_once", [1, 4, 6])
 @pytest.mark.parametrize("queries", [5, BLOCK, 2 * BLOCK + 3])
-def test_bf16_on_a_cpu_is_attention_to_its_precision(queries):
+def test_bf16_on_a_cpu_is_attention_to_its_precision(queries, heads_at_once, monkeypatch):
+    """In parts of one head, of the two sequences' 6 heads as 4 and 2, and of all at once."""
+    monkeypatch.setattr(kernels, "SCORES", heads_at_once * min(BLOCK, queries) * 70)
     torch.manual_seed(0)
     shapes = [(2, 3, n, 16) for n in (queries, 70, 70)]
     exact = [torch.randn(shape).bfloat16().double().requires_grad_() for shape in shapes]
