@@ -1,7 +1,7 @@
 """Exports the weights that come with the package from a run, scores them, and writes their card.
 
     python -m scripts.release.model_card --load-config outputs/NAME/efficient-lvsm-plus-tiny/run/config.yml \\
-        --data data/objects64 --scanned-data data/scanned64 --lens-data data/objects128 --commit COMMIT
+        --data data/objects64 --scanned-data data/scanned64 --lens-data data/objects128 --commits COMMIT
 
 Writes assets/efficient-lvsm-plus-tiny.safetensors and, beside it, the card (.md) and its pictures; those of before
 stay until all is scored. Training that started from earlier weights (--pipeline.model.checkpoint pretrained) is a
@@ -76,8 +76,8 @@ class Args:
     """The collection in larger pictures, on whose test split other lenses are tried."""
     earlier_runs: tuple[Path, ...] = ()
     """config.yml of the runs, in order, that led from the weights of before to those that the run started from."""
-    commit: Optional[str] = None
-    """The commit at which the runs were trained."""
+    commits: tuple[str, ...] = ()
+    """The commit at which the runs were trained, or that of each of them, the earlier ones first."""
     output: Path = Path("assets") / PRETRAINED_FILE
     """The weights to write; the card and its pictures are written beside it."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp16"
@@ -219,8 +219,11 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
     """
     runs = [*args.earlier_runs, args.load_config]
     configs = [read_config(run, "--load-config") for run in runs]
+    commits = args.commits or (None,)
+    if len(commits) not in (1, len(runs)):
+        raise ValueError(f"--commits: found {len(commits)}; expected one, or one for each of the {len(runs)} runs")
     stages = []
-    for number, (run, config) in enumerate(zip(runs, configs)):
+    for number, (run, config, commit) in enumerate(zip(runs, configs, commits * (len(runs) // len(commits)))):
         train = f"{text.training_command(config, _method(config))} \\\n    --timestamp {config.timestamp}"
         commands = [text.data_command(config.data)]
         if number:
@@ -230,7 +233,7 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
             commands.append(FILES[network].fetch)
         commands.append(train)
         stopped = last_step(run) + 1 < config.max_num_iterations
-        stages.append({"commands": commands, "commit": args.commit, "stopped": stopped, **_costs(run)})
+        stages.append({"commands": commands, "commit": commit, "stopped": stopped, **_costs(run)})
     first = configs[0].pipeline.model.checkpoint
     if first is None:
         return stages

@@ -107,7 +107,7 @@ def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, mon
     monkeypatch.setattr(script, "_costs", lambda run: {"steps": 20})
     monkeypatch.setattr(script, "last_step", lambda run: 19)
     first, last = configs
-    args = script.Args(last, earlier_runs=(first,), output=tmp_path / "model.safetensors", commit="abc")
+    args = script.Args(last, earlier_runs=(first,), output=tmp_path / "model.safetensors", commits=("abc", "def"))
     with pytest.raises(
         ValueError, match=r"started from weights \(pretrained\), and .*model.stages.json does not exist"
     ):
@@ -115,10 +115,14 @@ def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, mon
     before = {"commands": ["elvsm data objects", "ns-train"], "steps": 3}
     script.stages_file(args.output).write_text(json.dumps([before]))
     stages = script.stages_of(args)
-    assert [stage["steps"] for stage in stages] == [3, 20, 20] and stages[1]["commit"] == "abc"
+    assert [stage["steps"] for stage in stages] == [3, 20, 20]
+    assert [stage["commit"] for stage in stages[1:]] == ["abc", "def"]
     assert f"elvsm export --load-config {first} --output first.safetensors" == stages[2]["commands"][1]
     assert "elvsm fetch lpips" == stages[2]["commands"][2] and len(stages[1]["commands"]) == 2
     assert "--pipeline.model.checkpoint pretrained" in stages[1]["commands"][-1] and stages[1]["stopped"]
+    assert [stage["commit"] for stage in script.stages_of(replace(args, commits=("abc",)))[1:]] == ["abc", "abc"]
+    with pytest.raises(ValueError, match="--commits: found 3; expected one, or one for each of the 2 runs"):
+        script.stages_of(replace(args, commits=("a", "b", "c")))
     script.stages_file(args.output).write_text(json.dumps(stages))
     assert script.stages_of(args) == stages, "a card that is made again has no stage twice"
 
@@ -142,7 +146,7 @@ def test_from_a_run_to_weights_and_card(tmp_path, monkeypatch):
         Path("objects"),
         Path("objects"),
         Path("objects"),
-        commit="abc123",
+        commits=("abc123",),
         output=Path("assets/model.safetensors"),
     )
     card = script.make_model_card(args)
