@@ -25,7 +25,7 @@ from typing import Any, Optional
 import tyro
 
 from elvsm_nerfstudio.compare.comparison import compare
-from elvsm_nerfstudio.compare.layout import Layout, MethodSpec, dataparser_config
+from elvsm_nerfstudio.compare.layout import Layout, dataparser_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.plots import method_colours
 from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
@@ -34,7 +34,7 @@ from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image,
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
 from scripts.benchmarks.splatfacto_tables import SHOWN, summary, tables
-from scripts.benchmarks.turning import PANEL, turn, write_animation
+from scripts.benchmarks.turning import PANEL, pictured, turn, write_animation
 
 EVERY = 5
 """Every fifth object is compared on."""
@@ -162,7 +162,8 @@ def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def pictures(path: Path, args: Args, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row for each scene: its first target, then what the methods that learn make of it, from few to many views."""
+    """A row for each scene: its first target, then what the methods that pictures show make of it, from few to many
+    views."""
     rows = []
     for name, result in results.items():
         layout = Layout((args.output / name).resolve())
@@ -170,10 +171,7 @@ def pictures(path: Path, args: Args, results: Mapping[str, Mapping[str, Any]]) -
             file = frame_file(scene["targets"][0])
             row = [layout.images(scene["name"], "target") / file]
             for count in result["context_views"]:
-                for method in result["methods"]:
-                    if method["kind"] != "baseline":
-                        spec = MethodSpec(method["name"], method["kind"], method["method"])
-                        row.append(layout.pictures(spec, count, scene["name"], "target") / file)
+                row += [layout.pictures(spec, count, scene["name"], "target") / file for spec in pictured(result)]
             rows.append([read_picture(picture) for picture in row if picture.exists()])
     write_image(path, sheet(rows))
 

@@ -20,12 +20,21 @@ PHOTOS = 4
 """Photos that are shown, in a square."""
 MILLISECONDS = 120
 """For each frame."""
+PICTURED = ("efficient-lvsm-plus-tiny", "splatfacto-lvsm", "splatfacto-sparse")
+"""Methods that pictures show; tables have all."""
 SHORT = {"efficient-lvsm-plus-tiny": "Efficient-LVSM"}
 """Names that would not fit over a panel."""
 
 
+def pictured(result: Mapping[str, Any]) -> list[MethodSpec]:
+    """The methods of a comparison that pictures show."""
+    shown = [method for method in result["methods"] if method["name"] in PICTURED]
+    return [MethodSpec(method["name"], method["kind"], method["method"]) for method in shown]
+
+
 def turn(root: Path, result: Mapping[str, Any], context_views: int, frames: int) -> list[Image.Image]:
-    """A block for each scene of a comparison: context views in a square, then each method's renders of its video.
+    """A block for each scene of a comparison: context views in a square, then renders of its video by each method that
+    pictures show.
 
     Args:
         root: the comparison's folder.
@@ -34,8 +43,7 @@ def turn(root: Path, result: Mapping[str, Any], context_views: int, frames: int)
         frames: of a video.
     """
     layout = Layout(root.resolve())
-    learned = [method for method in result["methods"] if method["kind"] != "baseline"]
-    specs = [MethodSpec(method["name"], method["kind"], method["method"]) for method in learned]
+    specs = pictured(result)
     columns = ["photos", *(SHORT.get(spec.name, spec.name) for spec in specs)]
     scenes, block = result["scenes"], len(columns) * (PANEL + GAP) + 2 * GAP
     places = [(i % BLOCKS * block, CAPTION + i // BLOCKS * (PANEL + GAP)) for i in range(len(scenes))]
