@@ -23,7 +23,8 @@ LIMITS = """\
 - Made for objects on white, seen from around. On photos of rooms and landscapes it starts far from useful: train it on.
 - {image_size} pixels, or as many in another aspect. Much larger renders work, but a patch then covers an angle that it
   has not seen.
-- It regresses: where the context views leave something open, it paints the mean of what may be there, a blur.
+- It regresses: where the context views leave something open, it paints the mean of what may be there, a blur, over
+  which the grid of its patches can show as a faint weave.
 - Trained on furniture, much of it in flat colours, in one fixed light: thin parts, fine patterns and print come out
   worst.
 - Cameras must be known and exact. It estimates none."""
