@@ -129,7 +129,7 @@ def scores_at(commit: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(head, row)) for row in rows}
 
 
-@pytest.mark.parametrize("title", ["A last stage with a perceptual loss", "At 128 px"])
+@pytest.mark.parametrize("title", ["A last stage with a perceptual loss", "At 128 px", "Borders of patches"])
 def test_tables_of_earlier_weights_are_those_of_their_cards(title):
     page = (ROOT / "docs/experiments.md").read_text()
     head, *rows = table_of(page.split(f"\n## {title}\n")[1])

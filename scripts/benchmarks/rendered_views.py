@@ -4,12 +4,13 @@
         --context-views 8 4 2 --variants none as-it-is every-pixel --beside "nothing"
 
 Every tenth validation object, and captures where asked for. Rows are written as they are done, and kept when called
-again. Without variants renders alone are looked at: how much of their squared error is left in the means of areas, how
-well confidence tells it, and how well photos that are left out are predicted.
+again with the same weights and steps. Without variants renders alone are looked at: how much of their squared error is
+left in the means of areas, how well confidence tells it, and how well photos that are left out are predicted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -265,6 +266,20 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def fingerprint(weights: str) -> str:
+    """SHA-256 of a network's tensors."""
+    state, digest = load_renderer(weights, torch.device("cpu")).network.state_dict(), hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rows_of(output: Path, of: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an earlier call with the same weights and steps; none where it had others."""
+    content = json.loads(output.read_text()) if output.exists() else {}
+    return content["rows"] if of.items() <= content.items() else []
+
+
 def main() -> None:
     """Command line."""
     args = tyro.cli(Args, description=__doc__)
@@ -272,7 +287,8 @@ def main() -> None:
     subjects = [Subject(entry.name, args.data, entry.name) for entry in val[::EVERY][: args.num_scenes]]
     if args.captures is not None:
         subjects += [Subject(name, args.captures / name, None, parser) for name, parser in CAPTURES.items()]
-    rows = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    of = {"weights": args.weights, "weights_sha256": fingerprint(args.weights), "steps": args.steps}
+    rows = rows_of(args.output, of)
     done = {(row["scene"], row["context_views"], row["variant"]) for row in rows}
     for count in args.context_views:
         for subject in subjects:
@@ -288,7 +304,7 @@ def main() -> None:
                     f"{subject.name}, {count} views, {variant}: {found['psnr']:.2f} dB", markup=False, soft_wrap=True
                 )
                 about = {"processor": processor(device_to_use()), "code": code_version(), "beside": args.beside}
-                write_json(args.output, {**about, "weights": args.weights, "steps": args.steps, "rows": rows})
+                write_json(args.output, {**about, **of, "rows": rows})
     found = tables(rows)
     if args.page is not None:
         write_part(args.page, "rendered-views", found)
