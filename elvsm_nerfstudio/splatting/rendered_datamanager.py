@@ -89,7 +89,10 @@ class RenderedViewsDataManager(ContextFramesDataManager):
 
     def _make_initial_points(self) -> InitialPoints:
         start = time.perf_counter()
-        self._first_share, self._record = self._render()
+        # What is drawn for a network's weights, before they are loaded, must not move what Gaussians start with: where
+        # no render is used, the fit is that of splatfacto-sparse.
+        with torch.random.fork_rng(devices=[]):
+            self._first_share, self._record = self._render()
         self.seconds["rendered_views"] = time.perf_counter() - start
         return super()._make_initial_points()
 

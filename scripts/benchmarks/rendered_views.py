@@ -10,7 +10,6 @@ left in the means of areas, how well confidence tells it, and how well photos th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import statistics
@@ -266,14 +265,6 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def fingerprint(weights: str) -> str:
-    """SHA-256 of a network's tensors."""
-    state, digest = load_renderer(weights, torch.device("cpu")).network.state_dict(), hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def rows_of(output: Path, of: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier call with the same weights and steps; none where it had others."""
     content = json.loads(output.read_text()) if output.exists() else {}
@@ -287,7 +278,8 @@ def main() -> None:
     subjects = [Subject(entry.name, args.data, entry.name) for entry in val[::EVERY][: args.num_scenes]]
     if args.captures is not None:
         subjects += [Subject(name, args.captures / name, None, parser) for name, parser in CAPTURES.items()]
-    of = {"weights": args.weights, "weights_sha256": fingerprint(args.weights), "steps": args.steps}
+    fingerprint = load_renderer(args.weights, torch.device("cpu")).network.fingerprint()
+    of = {"weights": args.weights, "fingerprint": fingerprint, "steps": args.steps}
     rows = rows_of(args.output, of)
     done = {(row["scene"], row["context_views"], row["variant"]) for row in rows}
     for count in args.context_views:

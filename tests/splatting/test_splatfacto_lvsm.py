@@ -190,6 +190,16 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
     assert data.record()["rendered_views"]["steps"] == 48  # 0.6, falling to 0 at 8 / 3 of 100
 
 
+def test_a_fit_starts_as_without_a_network(scene, weights):
+    """Random numbers that come after are those of splatfacto-sparse, which loads no network: its random weights draw
+    none of them."""
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    manager(scene, weights)
+    assert torch.equal(torch.rand(4), expected)
+
+
 def test_names_of_weights(weights, tmp_path):
     assert load_renderer("pretrained", "cpu").image_size == (128, 128)
     found = load_renderer(str(weights), "cpu")
