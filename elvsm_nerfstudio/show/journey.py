@@ -17,6 +17,7 @@ import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
@@ -60,8 +61,8 @@ class ShowOptions:
     """What is shown, by what, and where to."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """Folder of photos, video, or capture: a folder with transforms.json, or with a COLMAP model in sparse,
-    sparse/0 or colmap/sparse/0 and its photos in images."""
+    """Folder of photos, video, or capture: a folder with transforms.json or transforms_train.json, or with a COLMAP
+    model in sparse, sparse/0 or colmap/sparse/0 and its photos in images."""
     weights: Union[str, Path] = "pretrained"
     """A name that `elvsm weights` lists, hf://OWNER/REPO/FILE, or a file."""
     output: Optional[Path] = None
@@ -275,8 +276,11 @@ def _is_capture(source: Path) -> bool:
 
 
 def _dataparser(capture: Path) -> Optional[DataParserConfig]:
-    """COLMAP's for a folder with a model of it and no transforms.json; None for nerfstudio's own."""
+    """Without transforms.json: Blender's for a folder with transforms_train.json, COLMAP's for one with a model of it.
+    None for nerfstudio's own."""
     if capture.is_dir() and not (capture / "transforms.json").exists():
+        if (capture / "transforms_train.json").is_file():
+            return BlenderDataParserConfig()
         for folder in COLMAP_MODELS:
             if any((capture / folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
                 return ColmapDataParserConfig(colmap_path=Path(folder))
@@ -284,7 +288,8 @@ def _dataparser(capture: Path) -> Optional[DataParserConfig]:
 
 
 def open_capture(capture: Path) -> Scene:
-    """The scene of a capture: transforms.json, or a COLMAP model in one of ``COLMAP_MODELS``.
+    """The scene of a capture: transforms.json, transforms_train.json as of nerf_synthetic, or a COLMAP model in one of
+    ``COLMAP_MODELS``.
 
     Raises:
         DataError: where it cannot be read, or is a collection of scenes.

@@ -22,7 +22,7 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.show import journey
 from elvsm_nerfstudio.show.expectations import expectations, share_cut_off, whole_size
 from elvsm_nerfstudio.show.film import enlarged, write_gif, write_mp4
-from elvsm_nerfstudio.show.journey import film_path
+from elvsm_nerfstudio.show.journey import film_path, open_capture
 from elvsm_nerfstudio.training.run_config import read_run_config
 from elvsm_nerfstudio.views import Views
 
@@ -271,3 +271,21 @@ def test_sources_that_cannot_be_shown(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="expected photos .* found nothing"):
         main(["show", str(tmp_path / "empty")])
+
+
+def test_blenders_captures_are_read(tmp_path):
+    """As nerf_synthetic has them: without transforms.json, names without their endings."""
+    frames = []
+    for i in range(3):
+        angle = 2 * np.pi * i / 3
+        pose = np.eye(4)
+        pose[:3, :3] = [[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]]
+        pose[:3, 3] = 4 * pose[:3, 2]
+        frames.append({"file_path": f"./train/r_{i}", "transform_matrix": pose.tolist()})
+        (tmp_path / "train").mkdir(exist_ok=True)
+        Image.new("RGBA", (16, 16), (255, 0, 0, 255)).save(tmp_path / f"train/r_{i}.png")
+    for split in ("train", "val", "test"):
+        content = {"camera_angle_x": 0.7, "frames": frames}
+        (tmp_path / f"transforms_{split}.json").write_text(json.dumps(content))
+    scene = open_capture(tmp_path)
+    assert len(scene.frame_names) >= 3 and float(scene.cameras.fx[0]) == pytest.approx(8 / np.tan(0.35), rel=1e-4)
