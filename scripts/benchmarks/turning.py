@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from elvsm_nerfstudio.compare.layout import Layout, MethodSpec
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.files import whole
+from scripts.benchmarks.splatfacto_tables import NETWORK, ROWS
 
 PANEL, GAP, CAPTION = 128, 4, 18
 """Pixels: side of a panel, space between panels, line of text above each column."""
@@ -20,15 +21,13 @@ PHOTOS = 4
 """Photos that are shown, in a square."""
 MILLISECONDS = 120
 """For each frame."""
-PICTURED = ("efficient-lvsm-plus-tiny", "splatfacto-lvsm", "splatfacto-sparse")
-"""Methods that pictures show; tables have all."""
-SHORT = {"efficient-lvsm-plus-tiny": "Efficient-LVSM"}
+SHORT = {NETWORK: "Efficient-LVSM"}
 """Names that would not fit over a panel."""
 
 
 def pictured(result: Mapping[str, Any]) -> list[MethodSpec]:
-    """The methods of a comparison that pictures show."""
-    shown = [method for method in result["methods"] if method["name"] in PICTURED]
+    """The methods of a comparison that pictures show: those of the summary; tables have all."""
+    shown = [method for method in result["methods"] if method["name"] in ROWS]
     return [MethodSpec(method["name"], method["kind"], method["method"]) for method in shown]
 
 
