@@ -246,7 +246,7 @@ def test_appending_does_not_disturb_gradients_through_what_is_there():
     with torch.no_grad():
         again = network.encode(views.select([0, 1, 2]), memory.frame)
     network.decode(again, TARGET).sum().backward()
-    assert torch.allclose(network.target_tokenizer.weight.grad, expected, atol=1e-6 * float(expected.abs().max()))
+    assert torch.allclose(network.target_tokenizer.weight.grad, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 # Storage

@@ -77,7 +77,7 @@ def test_ranks_share_out_muons_matrices(ranks, tmp_path, collection):
     for name, expected in trainer.pipeline.model.network.state_dict().items():
         assert torch.equal(ranks[0]["muon"][name], ranks[1]["muon"][name]), name
         # Directions of almost no gradient are made as long as all others, whatever rounding left of them.
-        assert (ranks[0]["muon"][name] - expected).norm() <= 0.05 * (expected - before[name]).norm(), name
+        assert (ranks[0]["muon"][name] - expected).norm() <= 0.2 * (expected - before[name]).norm(), name
 
 
 def test_a_bad_batch_on_one_rank_skips_the_step_on_all(ranks):
