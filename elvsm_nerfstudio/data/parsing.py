@@ -10,7 +10,9 @@ from typing import Optional
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
 from elvsm_nerfstudio.data.chunks import SPLITS
 from elvsm_nerfstudio.data.images import DataError
@@ -19,6 +21,41 @@ from elvsm_nerfstudio.data.posed_frames import PosedFramesDataParserConfig
 
 COLMAP_FOLDERS = ("colmap/sparse/0", "sparse/0", "colmap/sparse", "sparse")
 """Where a COLMAP reconstruction is looked for, unless --colmap-path names one that is there."""
+
+_NAMES: dict[type[DataParserConfig], str] = {
+    NerfstudioDataParserConfig: "nerfstudio-data",
+    BlenderDataParserConfig: "blender-data",
+    ColmapDataParserConfig: "colmap",
+}
+"""What ns-train calls them."""
+
+
+def suitable_dataparser(path: Path) -> Optional[DataParserConfig]:
+    """The dataparser whose files a folder holds: nerfstudio's for transforms.json, Blender's for transforms_train.json
+    (as of nerf_synthetic), COLMAP's for a model in one of ``COLMAP_FOLDERS``; None for other files."""
+    if (path / "transforms.json").is_file():
+        return NerfstudioDataParserConfig()
+    if (path / "transforms_train.json").is_file():
+        return BlenderDataParserConfig()
+    folder = _colmap_folder(path, COLMAP_FOLDERS)
+    return None if folder is None else ColmapDataParserConfig(colmap_path=Path(folder))
+
+
+def other_dataparser(config: DataParserConfig, path: Path) -> str:
+    """What to add to a dataparser's refusal of a scene: which other one its files are for, if any."""
+    suitable = suitable_dataparser(path)
+    if suitable is None or type(config) is type(suitable) or type(config) not in _NAMES:
+        return ""
+    name = _NAMES[type(suitable)]
+    return (
+        f"; its files are those of the dataparser {name}, where {_NAMES[type(config)]} was asked for: end the command "
+        f"with {name} (elvsm compare: --dataparser {name})"
+    )
+
+
+def _colmap_folder(path: Path, folders: Sequence[str | Path]) -> Optional[str | Path]:
+    kinds = ("cameras.txt", "cameras.bin")
+    return next((folder for folder in folders if any((path / folder / kind).is_file() for kind in kinds)), None)
 
 
 def refusal(config: DataParserConfig, path: Path) -> Optional[str]:
@@ -49,10 +86,7 @@ def _parser_config(config: DataParserConfig, path: Path, **options) -> DataParse
     if getattr(config, "downscale_factor", 1) is None:
         wanted["downscale_factor"] = 1  # downscaled copies are found when images are read
     if isinstance(config, ColmapDataParserConfig):
-        folders = [Path(folder) for folder in (config.colmap_path, *COLMAP_FOLDERS)]
-        kinds = ("cameras.txt", "cameras.bin")
-        there = (folder for folder in folders if any((path / folder / kind).exists() for kind in kinds))
-        wanted["colmap_path"] = next(there, config.colmap_path)
+        wanted["colmap_path"] = Path(_colmap_folder(path, (config.colmap_path, *COLMAP_FOLDERS)) or config.colmap_path)
     known = {field.name for field in dataclasses.fields(config)}
     return dataclasses.replace(config, data=path, **{k: v for k, v in wanted.items() if k in known})
 

@@ -18,7 +18,15 @@ from elvsm_nerfstudio.data.camera_checks import NO_PARALLAX, checked
 from elvsm_nerfstudio.data.chunks import SPLITS, is_chunk_folder, read_keys
 from elvsm_nerfstudio.data.images import DataError, duplicates
 from elvsm_nerfstudio.data.names import check_file, check_name, natural_order
-from elvsm_nerfstudio.data.parsing import all_frames, by_split, identities, reason, refusal, splits_evenly
+from elvsm_nerfstudio.data.parsing import (
+    all_frames,
+    by_split,
+    identities,
+    other_dataparser,
+    reason,
+    refusal,
+    splits_evenly,
+)
 from elvsm_nerfstudio.data.posed_frames import FRAME_NUMBERS, PosedFramesDataParserConfig
 from elvsm_nerfstudio.data.posed_json_dataparser import LIST_NAME, PosedJsonDataParserConfig, read_list
 from elvsm_nerfstudio.data.realestate10k_dataparser import RealEstate10KDataParserConfig
@@ -157,7 +165,8 @@ class SceneCollection:
         except ZeroDivisionError as error:  # a dataparser that scales the cameras to size 1
             raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {NO_PARALLAX}") from error
         except Exception as error:  # dataparsers raise anything from KeyError to AssertionError
-            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason(error)}") from error
+            hint = other_dataparser(self.dataparser, entry.path)
+            raise DataError(f"scene {entry.name} ({entry.path}) cannot be used: {reason(error)}{hint}") from error
 
     def _parse_split_frames(self, entry: SceneEntry) -> Scene:
         splits = by_split(self.dataparser, entry.path)

@@ -17,8 +17,6 @@ import torch
 import tyro
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
-from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
-from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -27,6 +25,7 @@ from PIL import Image, ImageOps
 from elvsm_nerfstudio.compare.path import largest_gap, path_through
 from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.data.images import DataError, is_cut_out
+from elvsm_nerfstudio.data.parsing import suitable_dataparser
 from elvsm_nerfstudio.data.scene import Scene
 from elvsm_nerfstudio.data.scenes import SCENE_MARKERS, SceneCollection
 from elvsm_nerfstudio.evaluation.metrics import psnr
@@ -48,8 +47,6 @@ MIN_CONTEXT_VIEWS = 4
 """Of networks that were trained with fewer: two photos of a whole capture have little in common."""
 REPORT = "show.json"
 SHEET_COLUMNS = 6
-COLMAP_MODELS = ("colmap/sparse/0", "sparse/0", "sparse")
-"""Where tools write one, beside a folder called images."""
 SURROUNDED = 2.1
 """Radians: where no gap between neighbouring context cameras, seen from above, is wider, they stand all around."""
 GIF_WIDTH, GIF_FPS = 480, 12
@@ -276,25 +273,18 @@ def _is_capture(source: Path) -> bool:
 
 
 def _dataparser(capture: Path) -> Optional[DataParserConfig]:
-    """Without transforms.json: Blender's for a folder with transforms_train.json, COLMAP's for one with a model of it.
-    None for nerfstudio's own."""
-    if capture.is_dir() and not (capture / "transforms.json").exists():
-        if (capture / "transforms_train.json").is_file():
-            return BlenderDataParserConfig()
-        for folder in COLMAP_MODELS:
-            if any((capture / folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
-                return ColmapDataParserConfig(colmap_path=Path(folder))
-    return None
+    """None for nerfstudio's own, which is the method's."""
+    found = suitable_dataparser(capture)
+    return None if isinstance(found, NerfstudioDataParserConfig) else found
 
 
 def open_capture(capture: Path) -> Scene:
-    """The scene of a capture: transforms.json, transforms_train.json as of nerf_synthetic, or a COLMAP model in one of
-    ``COLMAP_MODELS``.
+    """The scene of a capture, through the dataparser whose files it has.
 
     Raises:
         DataError: where it cannot be read, or is a collection of scenes.
     """
-    collection = SceneCollection.open(capture, _dataparser(capture) or NerfstudioDataParserConfig())
+    collection = SceneCollection.open(capture, suitable_dataparser(capture) or NerfstudioDataParserConfig())
     if collection.whole_scenes:
         raise DataError(f"{capture} holds many scenes; expected photos, a video or one capture: name one of them")
     return collection.load(collection.entries[0])

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -403,6 +404,25 @@ def test_colmap_is_found_where_it_usually_is(tmp_path):
     (folder / "sparse").rmdir()
     config = ColmapDataParserConfig(colmap_path=Path("model"))
     assert torch.equal(load(folder, config).cameras.camera_to_worlds, poses)
+
+
+@pytest.mark.parametrize("asked", [NerfstudioDataParserConfig, BlenderDataParserConfig, ColmapDataParserConfig])
+@pytest.mark.parametrize(
+    "write, name",
+    [
+        (write_scene, "nerfstudio-data"),
+        (partial(write_blender_scene, train=[0, 1, 2], test=[3, 4]), "blender-data"),
+        (write_colmap_scene, "colmap"),
+    ],
+)
+def test_another_dataparser_is_named_where_the_files_are_its(tmp_path, write, name, asked):
+    folder = write(tmp_path / "capture")
+    own = {"nerfstudio-data": NerfstudioDataParserConfig, "blender-data": BlenderDataParserConfig}
+    if asked is own.get(name, ColmapDataParserConfig):
+        assert load(folder, asked()).num_frames > 1
+        return
+    with pytest.raises(DataError, match=f"cannot be used: .*files are those of the dataparser {name}, .* end the comm"):
+        load(folder, asked())
 
 
 def test_a_fourth_radial_coefficient_names_the_way_round(tmp_path):
