@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler complains about GPUs that are not there
 
@@ -33,7 +33,8 @@ from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.goals import goals
 from scripts.benchmarks.measurements import GemmReplay, on_meta, peak_bytes, recorded_gemms
 from scripts.benchmarks.methods import PATH_FRAMES, Cached, Recomputing, Scene, Upstream
-from scripts.benchmarks.tables import plot, tables
+from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.tables import page_part, plot, tables
 
 console = Console()
 
@@ -76,6 +77,8 @@ class Args:
     """Seconds. What would take longer, by its FLOPs and the measured matmul rate, is counted but not run."""
     output: Path = Path("efficiency_benchmark")
     """Folder for benchmark_efficiency.json, .md and .png."""
+    page: Optional[Path] = None
+    """Markdown page into which the main tables are written, between <!-- efficiency-PRESET --> and its end."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""
 
@@ -278,6 +281,8 @@ def main() -> None:
     text = tables(result)
     write_text(args.output / "benchmark_efficiency.md", text)
     plot(args.output / "benchmark_efficiency.png", result)
+    if args.page is not None:
+        write_part(args.page, f"efficiency-{args.preset}", page_part(result))
     console.print(text, markup=False, soft_wrap=True)
     console.print(f"{args.output}/benchmark_efficiency.json, .md, .png", markup=False, soft_wrap=True)
 

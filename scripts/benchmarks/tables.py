@@ -25,14 +25,9 @@ LABELS = {
 
 def tables(result: Mapping[str, Any]) -> str:
     """Goals, FLOPs at the paper's sizes, then times and memory as measured."""
-    machine, rows = result["machine"], result["rows"]
+    rows = result["rows"]
     cells = {(row["call"], row["method"], row["views"]): row for row in rows}
-    conditions = (
-        f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores, {result['device']}, "
-        f"{result['precision']}, {result['image_size']} px, preset {result['preset']}, random weights; beside: "
-        f"{result['beside']} (load {result['load_before']:.1f} before). Medians of {result['repeats']} turns (range)."
-    )
-    parts = [conditions, _goals(result["goals"]), _rates(result["matmul_rate"])]
+    parts = [_conditions(result), _goals(result["goals"]), _rates(result["matmul_rate"])]
 
     def paper(call: str, method: str, views: int) -> Optional[str]:
         found = result["paper_flops"].get(call, {}).get(method, {}).get(views)
@@ -54,6 +49,40 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def page_part(result: Mapping[str, Any]) -> str:
+    """What a page of docs/ shows: times with a column for each number of views, and the goals; at the paper's sizes,
+    where few of the calls can be timed on a CPU, the rates."""
+    if result["preset"] == "paper":
+        about_rates = [goal for goal in result["goals"] if "matmul" in goal["goal"]]
+        return "\n\n".join([_conditions(result), _rates(result["matmul_rate"]), _goals(about_rates)])
+    counts = sorted({row["views"] for row in result["rows"]})
+    lines = ["| ms, from N context views | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    for call in CALLS:
+        for method, label in LABELS.items():
+            here = {
+                r["views"]: r["ms"] for r in result["rows"] if (r["call"], r["method"]) == (call, method) and r["ms"]
+            }
+            if here:
+                cells = [f"{here[count]['median']:,.0f}" if count in here else "-" for count in counts]
+                last = here[max(here)]
+                cells[counts.index(max(here))] += f" ({last['min']:,.0f} to {last['max']:,.0f})"
+                lines.append(f"| {TITLES[call]}: {label} | " + " | ".join(cells) + " |")
+    kept = {row["views"]: row for row in result["rows"] if (row["call"], row["method"]) == ("path", "cached")}
+    peaks = [f"{kept[count]['peak_bytes'] / 2**20:,.0f}" for count in counts]
+    lines.append("| peak MiB of (d), ours, beside images, weights and memory | " + " | ".join(peaks) + " |")
+    met = [goal for goal in result["goals"] if goal["met"] is not None]
+    return "\n\n".join([_conditions(result), "\n".join(lines), _goals(met)])
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    return (
+        f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores, {result['device']}, "
+        f"{result['precision']}, {result['image_size']} px, preset {result['preset']}, random weights; beside: "
+        f"{result['beside']} (load {result['load_before']:.1f} before). Medians of {result['repeats']} turns (range)."
+    )
+
+
 def _by_call(title: str, cell: Callable[[str, str, int], Optional[str]], counts: Sequence[int]) -> str:
     parts = [f"### {title}"]
     for call in CALLS:
@@ -72,7 +101,7 @@ def _by_call(title: str, cell: Callable[[str, str, int], Optional[str]], counts:
 
 
 def _goals(outcomes: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["### Goals", "", "| goal | wanted | found | met |", "|---|---|---|---|"]
+    lines = ["#### Goals", "", "| goal | wanted | found | met |", "|---|---|---|---|"]
     for outcome in outcomes:
         value = "not measured" if outcome["value"] is None else f"{outcome['value']:.3g}"
         value += f"; {outcome['within']} within" if "within" in outcome else ""
@@ -82,7 +111,7 @@ def _goals(outcomes: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rates(rates: Mapping[str, Any]) -> str:
-    lines = ["### Rate: encode 2 views and render 1, against the same matrix products alone", ""]
+    lines = ["#### Rate: encode 2 views and render 1, against the same matrix products alone", ""]
     lines += ["| precision | network, ms | matrix products, ms | TFLOP/s of those | network / matmul rate |"]
     lines += ["|---|---|---|---|---|"]
     for precision, found in rates["precisions"].items():

@@ -43,7 +43,8 @@ from elvsm_nerfstudio.training.flops import count_flops
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.views import Views
 from scripts.benchmarks.measurements import on_meta, peak_bytes
-from scripts.benchmarks.training_tables import plot, tables
+from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.training_tables import needs_of_methods, plot, step_table, tables
 from scripts.benchmarks.upstream_step import UpstreamNetwork, UpstreamStep
 
 console = Console()
@@ -88,6 +89,9 @@ class Args:
     """Also measures both through torch.compile, which takes minutes to compile and needs a C++ compiler."""
     output: Path = Path("training_benchmark")
     """Folder for benchmark_training.json, .md and .png."""
+    page: Optional[Path] = None
+    """Markdown page into which goals and variants are written, between <!-- training-step --> and its end, and what the
+    methods need, between <!-- training-needs --> and its end."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""
 
@@ -341,6 +345,10 @@ def main(args: Args) -> None:
     text = tables(result)
     write_text(args.output / "benchmark_training.md", text)
     plot(args.output / "benchmark_training.png", result)
+    if args.page is not None:
+        write_part(args.page, "training-step", step_table(result))
+        if result["needs"]:
+            write_part(args.page, "training-needs", needs_of_methods(result))
     print(text)
 
 

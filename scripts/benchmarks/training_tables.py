@@ -11,6 +11,14 @@ GIB = 2**30
 
 def tables(result: Mapping[str, Any]) -> str:
     """Goals, then every variant, then what the registered methods need."""
+    parts = [step_table(result)]
+    if result["needs"]:
+        parts.append(needs_of_methods(result))
+    return "\n\n".join(parts) + "\n"
+
+
+def step_table(result: Mapping[str, Any]) -> str:
+    """Conditions, goals and every variant of a step."""
     machine = result["machine"]
     parts = [
         f"{machine['processor']}, {machine['threads']} threads of {machine['cores']} cores, {result['device']}; "
@@ -20,9 +28,7 @@ def tables(result: Mapping[str, Any]) -> str:
         _goals(result["goals"]),
         _variants(result),
     ]
-    if result["needs"]:
-        parts.append(_needs(result))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _goals(goals: Mapping[str, Any]) -> str:
@@ -51,7 +57,8 @@ def _variants(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _needs(result: Mapping[str, Any]) -> str:
+def needs_of_methods(result: Mapping[str, Any]) -> str:
+    """Counted FLOPs and memory of the registered methods."""
     a100 = result["a100"]
     rate = f"{a100['utilisation']:.0%} of its {a100['tflops']} TFLOP/s"
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,7 +174,9 @@ def test_a_tiny_benchmark_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark_efficiency.PRESETS, "paper", tiny)
     monkeypatch.setattr(benchmark_efficiency, "VIEW_COUNTS", (1, 2, 64))
     options = "--preset tiny --max-views 2 --repeats 2 --beside tests --output".split()
-    monkeypatch.setattr(sys, "argv", ["benchmark_efficiency.py", *options, str(tmp_path)])
+    (tmp_path / "page.md").write_text("before\n<!-- efficiency-tiny -->\n<!-- /efficiency-tiny -->\nafter\n")
+    page = ["--page", str(tmp_path / "page.md")]
+    monkeypatch.setattr(sys, "argv", ["benchmark_efficiency.py", *options, str(tmp_path), *page])
     benchmark_efficiency.main()
 
     result = json.loads((tmp_path / "benchmark_efficiency.json").read_text())
@@ -194,3 +197,20 @@ def test_a_tiny_benchmark_runs(tmp_path, monkeypatch, capsys):
     assert "upstream's algorithm" in table and "beside: tests" in table and "Peak memory" in table
     assert (tmp_path / "benchmark_efficiency.png").stat().st_size > 10_000
     assert "benchmark_efficiency.json" in capsys.readouterr().out
+    written = (tmp_path / "page.md").read_text()
+    assert written.startswith("before\n") and written.endswith("\nafter\n") and "beside: tests" in written
+    (line,) = [
+        line for line in written.splitlines() if line.startswith("| (b) render 1 view from N: ours, memory kept")
+    ]
+    ms = [row["ms"] for row in kept]
+    cells = f"{ms[0]['median']:,.0f} | {ms[1]['median']:,.0f} ({ms[1]['min']:,.0f} to {ms[1]['max']:,.0f})"
+    assert line.endswith(f" | {cells} |")
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_the_page_shows_the_result_on_record(preset):
+    from scripts.benchmarks.tables import page_part
+
+    docs = Path(__file__).parents[2] / "docs"
+    result = json.loads((docs / f"results/efficiency_{preset}.json").read_text())
+    assert f"\n{page_part(result)}\n" in (docs / "benchmarks.md").read_text()

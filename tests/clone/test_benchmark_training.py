@@ -1,6 +1,7 @@
 """The benchmark of a training step compares like with like."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,3 +38,12 @@ def test_the_benchmark_runs(tmp_path):
     assert result["goals"]["found"][0]["memory"] == ours / rows["upstream"]["peak_bytes"]
     assert "| fp32 | ours | " in (tmp_path / "out/benchmark_training.md").read_text()
     assert Image.open(tmp_path / "out/benchmark_training.png").width > 500
+
+
+def test_the_page_shows_the_result_on_record():
+    from scripts.benchmarks.training_tables import needs_of_methods, step_table
+
+    docs = Path(__file__).parents[2] / "docs"
+    result = json.loads((docs / "results/training_step.json").read_text())
+    page = (docs / "training.md").read_text()
+    assert f"\n{step_table(result)}\n" in page and f"\n{needs_of_methods(result)}\n" in page
