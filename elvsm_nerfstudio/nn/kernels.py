@@ -6,6 +6,7 @@ Results and gradients are those of PyTorch's plain operations to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, Optional
 
 import torch
@@ -19,7 +20,7 @@ EPS = 1e-5
 """Added to the variance in all norms."""
 
 BLOCK = 256
-"""Queries that a CPU handles at once in bf16."""
+"""Queries that a CPU without AMX handles at once in bf16."""
 SCORES = 2**22
 """Scores of a block, of as many heads as a CPU handles at once: 8 MiB stay in its cache. 50 MiB do not, and blocks
 would lose their lead over PyTorch's kernel, with gradients more than that (docs/benchmarks.md)."""
@@ -59,6 +60,13 @@ def use_attention(name: AttentionName, device: torch.device) -> Optional[str]:
     return None
 
 
+@cache
+def has_amx() -> bool:
+    """Whether this CPU has AMX, units for matrix products in bf16."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every version of torch
+    return supported is not None and supported()
+
+
 def attention(
     queries: Float[Tensor, "batch head query d"],
     keys: Float[Tensor, "batch head source d"],
@@ -66,12 +74,12 @@ def attention(
 ) -> Float[Tensor, "batch head query d"]:
     """softmax(queries keys^T / sqrt(d)) values.
 
-    PyTorch's fused kernel, but for bf16 on a CPU: there it is as slow as in fp32, while plain matrix products use the
-    processor's bf16 units. They take half the time, and less with gradients (docs/benchmarks.md); scores
-    are then rounded to bf16, so that the error of that precision doubles (root mean square 2e-4 against 1e-4 for 1,024
-    normal keys). As in the fused kernel, nothing that grows with queries times keys is kept for the gradients.
+    PyTorch's fused kernel, but for bf16 on a CPU without AMX: there it is as slow as in fp32, while plain matrix
+    products use the processor's bf16 instructions. They take half the time (docs/benchmarks.md); scores are then
+    rounded to bf16, so that the error of that precision doubles (root mean square 2e-4 against 1e-4 for 1,024 normal
+    keys). As in the fused kernel, nothing that grows with queries times keys is kept for the gradients.
     """
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not has_amx():
         return _InBlocks.apply(queries, keys, values)
     if not _order or queries.device.type != "cuda":
         return F.scaled_dot_product_attention(queries, keys, values)

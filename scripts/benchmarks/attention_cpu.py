@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from elvsm_nerfstudio.evaluation.report import table_row
 from elvsm_nerfstudio.evaluation.timing import processor
-from elvsm_nerfstudio.nn.kernels import _InBlocks
+from elvsm_nerfstudio.nn.kernels import _InBlocks, has_amx
 from scripts.benchmarks.pages import write_part
 
 SHAPES = {
@@ -69,7 +69,7 @@ def table(shapes: Mapping[str, tuple[int, int, int, int]], turns: int) -> str:
             quarter = len(found) // 4
             cells.append(f"{statistics.median(found):.2f} ({found[quarter]:.2f} to {found[-1 - quarter]:.2f})")
         lines.append(table_row([name, *cells]))
-    amx = "with" if torch.cpu._is_amx_tile_supported() else "without"
+    amx = "with" if has_amx() else "without"
     about = f"{processor(torch.device('cpu'))}, {amx} AMX, torch {torch.__version__}, 1 thread, {turns} turns"
     return "\n".join([*lines, "", about])
 
@@ -79,7 +79,8 @@ class Args:
     """Options."""
 
     page: Optional[Path] = None
-    """Markdown page into which the table is written, between <!-- attention-cpu --> and its end."""
+    """Markdown page into which the table is written, between <!-- attention-cpu --> and its end; on processors with
+    AMX, <!-- attention-cpu-amx -->."""
     beside: str = "unknown"
     """What else ran on the machine, for the record."""
 
@@ -90,7 +91,7 @@ def main(args: Args, turns: int = 8) -> None:
     found = f"{table(SHAPES, turns)}; beside: {args.beside}."
     print(found)
     if args.page is not None:
-        write_part(args.page, "attention-cpu", found)
+        write_part(args.page, "attention-cpu-amx" if has_amx() else "attention-cpu", found)
 
 
 if __name__ == "__main__":

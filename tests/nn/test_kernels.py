@@ -28,10 +28,12 @@ def plain_layer_norm(x: Tensor, eps: float = EPS) -> Tensor:
 # Attention
 
 
-@pytest.mark.parametrize("heads_at_once", [1, 4, 6])
+@pytest.mark.parametrize("amx, heads_at_once", [(False, 1), (False, 4), (False, 6), (True, 1)])
 @pytest.mark.parametrize("queries", [5, BLOCK, 2 * BLOCK + 3])
-def test_bf16_on_a_cpu_is_attention_to_its_precision(queries, heads_at_once, monkeypatch):
-    """In parts of one head, of the two sequences' 6 heads as 4 and 2, and of all at once."""
+def test_bf16_on_a_cpu_is_attention_to_its_precision(queries, amx, heads_at_once, monkeypatch):
+    """By PyTorch's kernel where there is AMX; else in parts of one head, of the two sequences' 6 heads as 4 and 2, and
+    of all at once."""
+    monkeypatch.setattr(kernels, "has_amx", lambda: amx)
     monkeypatch.setattr(kernels, "SCORES", heads_at_once * min(BLOCK, queries) * 70)
     torch.manual_seed(0)
     shapes = [(2, 3, n, 16) for n in (queries, 70, 70)]
@@ -39,6 +41,7 @@ def test_bf16_on_a_cpu_is_attention_to_its_precision(queries, heads_at_once, mon
     rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
     expected = F.scaled_dot_product_attention(*exact)
     found = attention(*rounded)
+    assert ("InBlocks" in found.grad_fn.name()) is not amx
     assert found.dtype == torch.bfloat16 and (found - expected).abs().max() < 0.02
     weights = torch.randn_like(expected)
     for mine, theirs in zip(
