@@ -6,7 +6,6 @@ Results and gradients are those of PyTorch's plain operations to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any, Literal, Optional
 
 import torch
@@ -24,6 +23,10 @@ BLOCK = 256
 SCORES = 2**22
 """Scores of a block, of as many heads as a CPU handles at once: 8 MiB stay in its cache. 50 MiB do not, and blocks
 would lose their lead over PyTorch's kernel, with gradients more than that (docs/benchmarks.md)."""
+
+# Not in every version of torch; asked once, as torch.compile cannot trace it.
+HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+"""Whether this CPU has AMX, units for matrix products in bf16."""
 
 AttentionName = Literal["auto", "cudnn", "fa3", "fa4"]
 _PACKAGES = {
@@ -60,13 +63,6 @@ def use_attention(name: AttentionName, device: torch.device) -> Optional[str]:
     return None
 
 
-@cache
-def has_amx() -> bool:
-    """Whether this CPU has AMX, units for matrix products in bf16."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not in every version of torch
-    return supported is not None and supported()
-
-
 def attention(
     queries: Float[Tensor, "batch head query d"],
     keys: Float[Tensor, "batch head source d"],
@@ -79,7 +75,7 @@ def attention(
     rounded to bf16, so that the error of that precision doubles (root mean square 2e-4 against 1e-4 for 1,024 normal
     keys). As in the fused kernel, nothing that grows with queries times keys is kept for the gradients.
     """
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not has_amx():
+    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and not HAS_AMX:
         return _InBlocks.apply(queries, keys, values)
     if not _order or queries.device.type != "cuda":
         return F.scaled_dot_product_attention(queries, keys, values)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from elvsm_nerfstudio.evaluation.report import table_row
 from elvsm_nerfstudio.evaluation.timing import processor
-from elvsm_nerfstudio.nn.kernels import _InBlocks, has_amx
+from elvsm_nerfstudio.nn.kernels import HAS_AMX, _InBlocks
 from scripts.benchmarks.pages import write_part
 
 SHAPES = {
@@ -69,7 +69,7 @@ def table(shapes: Mapping[str, tuple[int, int, int, int]], turns: int) -> str:
             quarter = len(found) // 4
             cells.append(f"{statistics.median(found):.2f} ({found[quarter]:.2f} to {found[-1 - quarter]:.2f})")
         lines.append(table_row([name, *cells]))
-    amx = "with" if has_amx() else "without"
+    amx = "with" if HAS_AMX else "without"
     about = f"{processor(torch.device('cpu'))}, {amx} AMX, torch {torch.__version__}, 1 thread, {turns} turns"
     return "\n".join([*lines, "", about])
 
@@ -91,7 +91,7 @@ def main(args: Args, turns: int = 8) -> None:
     found = f"{table(SHAPES, turns)}; beside: {args.beside}."
     print(found)
     if args.page is not None:
-        write_part(args.page, "attention-cpu-amx" if has_amx() else "attention-cpu", found)
+        write_part(args.page, "attention-cpu-amx" if HAS_AMX else "attention-cpu", found)
 
 
 if __name__ == "__main__":

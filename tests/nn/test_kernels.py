@@ -33,7 +33,7 @@ def plain_layer_norm(x: Tensor, eps: float = EPS) -> Tensor:
 def test_bf16_on_a_cpu_is_attention_to_its_precision(queries, amx, heads_at_once, monkeypatch):
     """By PyTorch's kernel where there is AMX; else in parts of one head, of the two sequences' 6 heads as 4 and 2, and
     of all at once."""
-    monkeypatch.setattr(kernels, "has_amx", lambda: amx)
+    monkeypatch.setattr(kernels, "HAS_AMX", amx)
     monkeypatch.setattr(kernels, "SCORES", heads_at_once * min(BLOCK, queries) * 70)
     torch.manual_seed(0)
     shapes = [(2, 3, n, 16) for n in (queries, 70, 70)]
