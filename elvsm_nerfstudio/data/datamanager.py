@@ -22,6 +22,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from torch.nn import Parameter
 
+from elvsm_nerfstudio.data.augmentations import Augmentation
 from elvsm_nerfstudio.data.chunks import is_chunk_folder
 from elvsm_nerfstudio.data.evaluation_views import EvaluationIndex, ViewRule, choose_evaluation_views
 from elvsm_nerfstudio.data.images import Background, DataError, ImageSpec
@@ -80,6 +81,14 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     lens_augmentation: bool = False
     """Whether training sees scenes through many lenses: windows of the images, of other focal lengths, principal points
     and aspects, with exact intrinsics (data/lenses.py). Wants images larger than --pipeline.datamanager.image-size."""
+    mirror_augmentation: bool = False
+    """Whether training sees half of the scenes mirrored, images and cameras."""
+    colour_augmentation: bool = False
+    """Whether training sees half of the scenes in other colours: channels exchanged, each a little brighter or darker.
+    White and black stay as they are."""
+    background_augmentation: bool = False
+    """Whether training sees a third of the scenes before black, another colour, or a texture that is infinitely far
+    away. Only scenes whose images are transparent around what they show have a background."""
     seed: int = 0
     """Fixes, with the step and the rank, every scene and view that training sees."""
     num_workers: int = 4
@@ -340,6 +349,9 @@ class ViewSetDataManager(VanillaDataManager):
             config.context_view_bounds,
             samples_per_step=config.scenes_per_batch * self.world_size,
             lens_augmentation=config.lens_augmentation,
+            augmentation=Augmentation(
+                config.mirror_augmentation, config.colour_augmentation, config.background_augmentation
+            ),
         )
         if not self.collection.whole_scenes:
             samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from elvsm_nerfstudio.cameras import unpack_cameras, views_from_cameras
+from elvsm_nerfstudio.data.augmentations import AS_IT_IS, NO_AUGMENTATION, Augmentation, Change
 from elvsm_nerfstudio.data.images import DataError, ImageSpec
 from elvsm_nerfstudio.data.lenses import Lens, draw_lenses, step_spec, window_intrinsics, window_of
 from elvsm_nerfstudio.data.scene import Scene
@@ -71,12 +72,14 @@ def read_sample(
     spec: ImageSpec,
     out: Optional[UInt8[Tensor, "view height width 3"]] = None,
     lenses: Optional[Sequence[Lens]] = None,
+    change: Change = AS_IT_IS,
 ) -> Sample:
     """Decodes the images of a choice of frames.
 
     Args:
         out: where to put them; new memory if absent.
         lenses: through which to see each of them, in place of the centre crop.
+        change: what else to do to them. Another background shows where images are cut out alone.
     """
     index = [*choice.context, *choice.target]
     cameras, windows = scene.packed_cameras(spec)[index], None
@@ -85,7 +88,12 @@ def read_sample(
             window_of(lens, scene.sizes[frame], spec.size, scene.is_cut_out) for frame, lens in zip(index, lenses)
         ]
         cameras[:, 12:16] = window_intrinsics(scene.intrinsics[index], windows, spec.size)
-    rgb = scene.read_images(index, spec, out, windows)
+    if change.surroundings is None or not scene.is_cut_out:
+        rgb, on_black = scene.read_images(index, spec, out, windows), None
+    else:
+        rgb = scene.read_images(index, replace(spec, background="white"), out, windows)
+        on_black = scene.read_images(index, replace(spec, background="black"), windows=windows)
+    change.apply(rgb, cameras, on_black)
     return Sample(rgb, cameras, len(choice.context), failures=[])
 
 
@@ -145,6 +153,7 @@ class TrainingSamples(Dataset):
         num_context_views: smallest and largest number; each training step draws its own, the same on all ranks.
         samples_per_step: scenes that all ranks together see in a step.
         lens_augmentation: whether scenes are seen through other lenses, and steps in other aspects.
+        augmentation: what else is done to scenes.
     """
 
     def __init__(
@@ -157,11 +166,12 @@ class TrainingSamples(Dataset):
         num_context_views: tuple[int, int],
         samples_per_step: int,
         lens_augmentation: bool = False,
+        augmentation: Augmentation = NO_AUGMENTATION,
     ):
         self.collection, self.entries, self.sampler = collection, entries, sampler
         self.spec, self.seed = spec, seed
         self.num_context_views, self.samples_per_step = num_context_views, samples_per_step
-        self.lens_augmentation = lens_augmentation
+        self.lens_augmentation, self.augmentation = lens_augmentation, augmentation
         self._epoch = -1
         self._order: list[int] = []
         self.buffers: Optional[SharedBuffers] = None
@@ -218,7 +228,7 @@ class TrainingSamples(Dataset):
                     ) from error
                 num_views = len(choice.context) + len(choice.target)
                 lenses = draw_lenses(num_views, generator) if self.lens_augmentation else None
-                sample = read_sample(scene, choice, spec, out, lenses)
+                sample = read_sample(scene, choice, spec, out, lenses, self.augmentation.draw(generator))
             except DataError as error:
                 if len(self.entries) == 1:
                     raise

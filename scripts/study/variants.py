@@ -81,6 +81,9 @@ VARIANTS = (
         model__prefix_loss="True",
         datamanager__num_context_views="8 8",
     ),
+    _plus("plus-mirrors", "plus with mirrored scenes", datamanager__mirror_augmentation="True"),
+    _plus("plus-colours", "plus with scenes in other colours", datamanager__colour_augmentation="True"),
+    _plus("plus-backgrounds", "plus before other backgrounds", datamanager__background_augmentation="True"),
     _paper(
         "paper-exact-repa",
         "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",
