@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from elvsm_nerfstudio.evaluation.report import table_row
 from elvsm_nerfstudio.evaluation.timing import processor
 from elvsm_nerfstudio.nn.kernels import HAS_AMX, _InBlocks
-from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.pages import part_of_this_processor, write_part
 
 SHAPES = {
     "64 px: 24 views, each to itself": (24, 4, 64, 64),
@@ -91,7 +91,7 @@ def main(args: Args, turns: int = 8) -> None:
     found = f"{table(SHAPES, turns)}; beside: {args.beside}."
     print(found)
     if args.page is not None:
-        write_part(args.page, "attention-cpu-amx" if HAS_AMX else "attention-cpu", found)
+        write_part(args.page, part_of_this_processor(args.page, "attention-cpu"), found)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from elvsm_nerfstudio.training.flops import count_flops
 from scripts.benchmarks.goals import goals
 from scripts.benchmarks.measurements import GemmReplay, on_meta, peak_bytes, recorded_gemms
 from scripts.benchmarks.methods import PATH_FRAMES, Cached, Recomputing, Scene, Upstream
-from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.pages import part_of_this_processor, write_part
 from scripts.benchmarks.tables import page_part, plot, tables
 
 console = Console()
@@ -78,7 +78,8 @@ class Args:
     output: Path = Path("efficiency_benchmark")
     """Folder for benchmark_efficiency.json, .md and .png."""
     page: Optional[Path] = None
-    """Markdown page into which the main tables are written, between <!-- efficiency-PRESET --> and its end."""
+    """Markdown page into which the main tables are written, between <!-- efficiency-PRESET --> and its end; on a CPU
+    with AMX <!-- efficiency-PRESET-amx -->, where the page has that."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""
 
@@ -282,7 +283,7 @@ def main() -> None:
     write_text(args.output / "benchmark_efficiency.md", text)
     plot(args.output / "benchmark_efficiency.png", result)
     if args.page is not None:
-        write_part(args.page, f"efficiency-{args.preset}", page_part(result))
+        write_part(args.page, part_of_this_processor(args.page, f"efficiency-{args.preset}"), page_part(result))
     console.print(text, markup=False, soft_wrap=True)
     console.print(f"{args.output}/benchmark_efficiency.json, .md, .png", markup=False, soft_wrap=True)
 

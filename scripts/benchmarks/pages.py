@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from elvsm_nerfstudio.evaluation.report import write_text
+from elvsm_nerfstudio.nn.kernels import HAS_AMX
+
+
+def part_of_this_processor(page: Path, name: str) -> str:
+    """The part of a page for what was measured here: ``name-amx`` on CPUs with AMX, where the page tells them apart."""
+    with_amx = f"{name}-amx"
+    return with_amx if HAS_AMX and f"<!-- {with_amx} -->" in page.read_text() else name
 
 
 def write_part(page: Path, name: str, text: str) -> None:

@@ -154,6 +154,7 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
             panel.set(xscale="log", yscale="log", title=TITLES[call], xlabel="context views N", ylabel=label)
             panel.set_xscale("log", base=2)
             panel.grid(alpha=0.3)
+            panel.set_visible(bool(panel.lines))
     axes[0, 1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path)

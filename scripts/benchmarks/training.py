@@ -43,7 +43,7 @@ from elvsm_nerfstudio.training.flops import count_flops
 from elvsm_nerfstudio.training.optimizers import AdamWOptimizerConfig
 from elvsm_nerfstudio.views import Views
 from scripts.benchmarks.measurements import on_meta, peak_bytes
-from scripts.benchmarks.pages import write_part
+from scripts.benchmarks.pages import part_of_this_processor, write_part
 from scripts.benchmarks.training_tables import needs_of_methods, plot, step_table, tables
 from scripts.benchmarks.upstream_step import UpstreamNetwork, UpstreamStep
 
@@ -90,8 +90,8 @@ class Args:
     output: Path = Path("training_benchmark")
     """Folder for benchmark_training.json, .md and .png."""
     page: Optional[Path] = None
-    """Markdown page into which goals and variants are written, between <!-- training-step --> and its end, and what the
-    methods need, between <!-- training-needs --> and its end."""
+    """Markdown page into which goals and variants are written, between <!-- training-step --> and its end (on a CPU
+    with AMX <!-- training-step-amx -->), and what the methods need, between <!-- training-needs --> and its end."""
     beside: str = "nothing"
     """What else ran on the machine; goes into the result."""
 
@@ -346,7 +346,7 @@ def main(args: Args) -> None:
     write_text(args.output / "benchmark_training.md", text)
     plot(args.output / "benchmark_training.png", result)
     if args.page is not None:
-        write_part(args.page, "training-step", step_table(result))
+        write_part(args.page, part_of_this_processor(args.page, "training-step"), step_table(result))
         if result["needs"]:
             write_part(args.page, "training-needs", needs_of_methods(result))
     print(text)

@@ -207,7 +207,7 @@ def test_a_tiny_benchmark_runs(tmp_path, monkeypatch, capsys):
     assert line.endswith(f" | {cells} |")
 
 
-@pytest.mark.parametrize("preset", ["small", "paper"])
+@pytest.mark.parametrize("preset", ["small", "paper", "paper_amx"])
 def test_the_page_shows_the_result_on_record(preset):
     from scripts.benchmarks.tables import page_part
 
