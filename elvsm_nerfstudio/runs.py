@@ -19,6 +19,7 @@ from nerfstudio.pipelines.base_pipeline import VanillaPipeline
 from nerfstudio.plugins.types import MethodSpecification
 
 from elvsm_nerfstudio import __version__, method_configs
+from elvsm_nerfstudio.data.datamanager import ViewSetDataManager
 from elvsm_nerfstudio.evaluation.protocols import find_protocol
 from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.nn.named_weights import PUBLISHED, short_name, trained_image_size
@@ -58,7 +59,8 @@ class RunOptions:
     """Frames of a single capture that are its context, numbered in order of the file names; chosen by the cameras if
     absent."""
     num_context_views: Optional[int] = None
-    """Context views where evaluation has no index, no protocol and no --context-frames."""
+    """Context views of each scene, where no evaluation index, no --protocol and no --context-frames says which they
+    are."""
     image_size: Optional[tuple[int, int]] = None
     """Height and width to which images are resized and centre-cropped; that of the method or run if absent."""
     train_split_fraction: Optional[float] = None
@@ -104,6 +106,8 @@ def make_and_open_run(options: RunOptions) -> tuple[Path, VanillaPipeline]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = deepcopy(config.pipeline).setup(device=device, test_mode="inference", world_size=1, local_rank=0)
     pipeline.eval()
+    if options.num_context_views is not None:
+        _check_that_number_counts(options, pipeline.datamanager)
     load_weights(pipeline.model.network, source or options.weights, config.pipeline.model.network)
     with torch.no_grad():
         pipeline.model.memory()  # encodes the scene that is shown
@@ -135,6 +139,8 @@ def _take(options: RunOptions, config: TrainerConfig) -> None:
     else:
         datamanager.data, datamanager.evaluation_index, datamanager.scene = data, None, None
         datamanager.context_frames = None
+    if options.num_context_views is not None:
+        datamanager.context_frames = None
     datamanager.data = config.data = Path(datamanager.data).resolve()
     for name in ("evaluation_index", "context_frames", "num_context_views", "image_size", "scene"):
         if getattr(options, name) is not None:
@@ -147,6 +153,20 @@ def _take(options: RunOptions, config: TrainerConfig) -> None:
     parts = [config.experiment_name, data and data.resolve().stem, options.protocol]
     config.experiment_name = options.name or "-".join(part for part in parts if part)
     config.output_dir, config.timestamp = options.output_dir.resolve(), "run"
+
+
+def _check_that_number_counts(options: RunOptions, datamanager: ViewSetDataManager) -> None:
+    """Raises ValueError where something else than --num-context-views says what the context is."""
+    for given, what in (
+        (options.protocol, f"--protocol {options.protocol}"),
+        (datamanager.config.context_frames, "--context-frames"),
+        (datamanager.evaluation_index, f"the evaluation index {getattr(datamanager.evaluation_index, 'path', '')}"),
+    ):
+        if given is not None:
+            raise ValueError(
+                f"--num-context-views {options.num_context_views}: {what} says what the context of each scene is; "
+                "leave one of them out, or name other frames with --evaluation-index FILE"
+            )
 
 
 def _hold_out(dataparser: DataParserConfig, train_split_fraction: float) -> None:

@@ -94,6 +94,14 @@ def test_the_method_is_that_of_the_network(tmp_path, scene):
             "image-size 20 16: expected multiples of the patch",
         ),
         ({"method": "efficient-lvsm", "context_frames": (3, 99)}, "99"),
+        (
+            {"method": "efficient-lvsm", "context_frames": (0, 1), "num_context_views": 2},
+            "--num-context-views 2: --context-frames says what the context of each scene is",
+        ),
+        (
+            {"method": "efficient-lvsm", "protocol": "incremental", "num_context_views": 2},
+            "--num-context-views 2: --protocol incremental says",
+        ),
         ({"method": "efficient-lvsm", "scene": "attic"}, "has no such scene"),
         ({"method": "efficient-lvsm", "data": Path("nowhere")}, "nowhere does not exist"),
         ({"weights": None}, "give either --weights WEIGHTS --data DATA or --from-run CONFIG"),
@@ -104,6 +112,24 @@ def test_the_method_is_that_of_the_network(tmp_path, scene):
 def test_what_cannot_be_made_is_explained_and_leaves_nothing(tmp_path, published, scene, options, message):
     args = RunOptions(**{"weights": published, "data": scene, "output_dir": tmp_path / "out", **options})
     with pytest.raises(ValueError, match=message):
+        make_run(args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_context_views_beside_an_evaluation_index_is_refused(tmp_path, published, collection):
+    data = shutil.copytree(collection, tmp_path / "data")
+    names = [scene["name"] for scene in json.loads((data / "scenes.json").read_text())["scenes"]]
+    index = {name: {"context": [0, 1], "target": [2]} for name in names[-1:]}
+    (data / "evaluation_index.json").write_text(json.dumps(index))
+    args = RunOptions(
+        weights=published,
+        data=data,
+        method="efficient-lvsm",
+        index_may_miss_scenes=True,
+        num_context_views=3,
+        output_dir=tmp_path / "out",
+    )
+    with pytest.raises(ValueError, match=r"-views 3: the evaluation index .*index\.json says what the context"):
         make_run(args)
     assert not (tmp_path / "out").exists()
 
