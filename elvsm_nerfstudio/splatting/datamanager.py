@@ -138,6 +138,10 @@ class ContextFramesDataManager(ViewSetDataManager):
     def plan(self, steps: int) -> None:
         """Says how many steps there will be in all."""
 
+    def rates(self) -> dict[str, float]:
+        """By what learning rates of the config are multiplied, by their names."""
+        return {}
+
     def record(self) -> dict[str, Any]:
         """What a training begins with, for its record."""
         return {"initial_points": self.initial_points.record}

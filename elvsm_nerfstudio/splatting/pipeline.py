@@ -24,6 +24,7 @@ from elvsm_nerfstudio.evaluation.timing import timed
 from elvsm_nerfstudio.notices import say
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.model import SparseSplatfactoModel, SparseSplatfactoModelConfig
+from elvsm_nerfstudio.splatting.schedules import multiply_rates
 
 FIT_RECORD = "fit.json"
 """What a training leaves in its run's folder: how it was fitted, and how long that took."""
@@ -71,6 +72,7 @@ class SparseSplatfactoPipeline(VanillaPipeline):
         started: list[float] = []
         trainer = attributes.trainer
         self.datamanager.plan(trainer._start_step + trainer.config.max_num_iterations)
+        multiply_rates(attributes.optimizers, self.datamanager.rates())
         self.prepared = {"context": self._context_names(), **self.datamanager.record()}
 
         def start(step: int) -> None:

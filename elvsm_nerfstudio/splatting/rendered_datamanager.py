@@ -19,7 +19,7 @@ from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.initial_points import InitialPoints
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
-from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, falls_until, trust
+from elvsm_nerfstudio.splatting.rendered_steps import RATES, SHARE, RenderedSteps, falls_until, trust
 from elvsm_nerfstudio.splatting.rendered_views import RenderedViews, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
@@ -166,6 +166,10 @@ class RenderedViewsDataManager(ContextFramesDataManager):
         self.steps = RenderedSteps(self._first_share, end * steps)
         taken = self.steps.before(steps)
         self._record["steps"], self._record["share_of_steps"] = taken, taken / steps
+        self._record["rates"] = self.rates()
+
+    def rates(self) -> dict[str, float]:
+        return RATES if self.steps.first_share > 0 else {}
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "rendered_views": self._record}

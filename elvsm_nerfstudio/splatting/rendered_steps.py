@@ -8,6 +8,9 @@ from typing import Optional
 
 SHARE = 0.6
 """Of the first steps that take a rendered view, where the network is trusted. Ours, as all numbers here."""
+RATES = {"means": 10.0, "scales": 2.0, "quats": 5.0, "opacities": 0.5}
+"""Learning rates over those of splatfacto, which are for 30,000 steps and let Gaussians stay about where they begin in
+500. Where renders show a scene from all sides too, to move costs nothing that the photos do not show."""
 VIEWS_TO_END_WITH = 8
 """Context views from which the share reaches zero just at the end; from half as many it has fallen by half there."""
 NO_TRUST = -0.5

@@ -9,8 +9,9 @@ Every fifth object of the test split, and the captures mary_rose, fox and chair,
 `elvsm compare` of its own, in a folder of its own. Called again, what is done is kept: methods that do not depend on
 weights can be run first (--methods), and the others when there are new weights. Writes the JSON, the tables into the
 page, PICTURES.png (PSNR and LPIPS against the number of context views), PICTURES_scenes.png (the first target of
-every scene) and PICTURES_turning.webp (the objects from all around, from 4 context views). Without --objects and
---captures it compares nothing, and writes the pages' tables anew from the JSON.
+every scene) and PICTURES_turning.webp (the objects from all around, from 4 context views). In a JSON that is there
+already, rows of methods that are not compared now stay, where the views are the same. Without --objects and --captures
+it compares nothing, and writes the pages' tables anew from the JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.compare.plots import method_colours
 from elvsm_nerfstudio.compare.scoring import METRICS, cost, frame_file, read_picture
 from elvsm_nerfstudio.data.scenes import SceneCollection
+from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.evaluation.report import sheet, write_figure, write_image, write_json
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
@@ -138,22 +140,42 @@ def kept(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: result[name] for name in about}, "notes": notes, "methods": methods}
 
 
+def with_other_rows(found: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison with the rows of an earlier one on the same views that have not been made anew.
+
+    ``kept`` says of which code they are.
+    """
+    if any(found[name] != before.get(name) for name in ("image_size", "context_views", "scenes")):
+        return dict(found)
+    methods = {name: found["methods"].get(name, rows) for name, rows in before["methods"].items()} | found["methods"]
+    older = [name for name in methods if name not in found["methods"]]
+    return {
+        **found,
+        "notes": {name: found["notes"].get(name, before["notes"].get(name, "")) for name in methods},
+        "kept": {name: before.get("kept", {}).get(name, before["code"]) for name in older},
+        "methods": methods,
+    }
+
+
 def plot(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Metrics against the number of context views, a column for each comparison."""
+    """Metrics against the number of context views, a column for each comparison of the JSON."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    first = next(iter(results.values()))
-    shown, colours = [m for m in SHOWN if m in first["metrics"]], method_colours(first["methods"])
+    methods = next(iter(results.values()))["methods"]
+    shown = [metric for metric in SHOWN if any(metric in row for rows in methods.values() for row in rows.values())]
+    baselines = {name.replace("_", "-") for name in BASELINES}
+    colours = method_colours([{"name": name, "kind": "baseline" if name in baselines else "other"} for name in methods])
     size = (max(6.4, 3.2 * len(results)), 2.8 * len(shown))  # the legend needs so much
     figure, axes = plt.subplots(len(shown), len(results), figsize=size, dpi=110, layout="constrained", squeeze=False)
     for column, (name, result) in enumerate(results.items()):
         for axis, metric in zip(axes[:, column], shown):
-            for method in result["methods"]:
-                found = {int(c): s["metrics"][metric] for c, s in method["summaries"].items() if "metrics" in s}
-                axis.plot(*zip(*sorted(found.items())), marker="o", color=colours[method["name"]], label=method["name"])
+            for name_of_method, rows in result["methods"].items():
+                points = sorted((int(count), row[metric]) for count, row in rows.items() if metric in row)
+                colour = colours.get(name_of_method)
+                axis.plot(*zip(*points), marker="o", color=colour, label=name_of_method)
             axis.set(xticks=result["context_views"], title=f"{name}: {METRICS[metric][0]}")
             axis.grid(alpha=0.25)
     axes[-1, 0].set_xlabel("context views")
@@ -184,8 +206,10 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     if results:
-        write_json(args.results, {name: kept(result) for name, result in results.items()})
-        plot(args.pictures.with_suffix(".png"), results)
+        before = json.loads(args.results.read_text()) if args.results.exists() else {}
+        found = {name: with_other_rows(kept(result), before.get(name, {})) for name, result in results.items()}
+        write_json(args.results, found)
+        plot(args.pictures.with_suffix(".png"), found)
         pictures(args.pictures.with_name(f"{args.pictures.name}_scenes.png"), args, results)
     elif not args.results.exists():
         known = ", ".join(CAPTURES)

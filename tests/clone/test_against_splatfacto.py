@@ -10,7 +10,7 @@ from elvsm_nerfstudio.compare.layout import Job, Layout, MethodSpec
 from elvsm_nerfstudio.compare.runs import jobs_of
 from elvsm_nerfstudio.compare.scoring import frame_file
 from elvsm_nerfstudio.evaluation.report import write_image
-from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, main, pictures, plot
+from scripts.benchmarks.against_splatfacto import Args, comparisons, kept, main, pictures, plot, with_other_rows
 from scripts.benchmarks.pages import write_part
 from scripts.benchmarks.splatfacto_tables import summary, tables
 from scripts.benchmarks.turning import CAPTION, GAP, PANEL, turn, write_animation
@@ -55,8 +55,24 @@ def test_tables_json_and_pictures(tmp_path):
     for folder in (layout.images("cup", "target"), layout.pictures(spec, 2, "cup", "target")):
         write_image(folder / frame_file(3), torch.rand(8, 8, 3))
     pictures(tmp_path / "pictures.png", args, found)
-    plot(tmp_path / "plot.png", found)
+    plot(tmp_path / "plot.png", {"objects": content})
     assert (tmp_path / "pictures.png").is_file() and (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_rows_of_before_stay_where_the_views_are_the_same():
+    def content(code: str, *methods: tuple[str, str, float]) -> dict:
+        return json.loads(json.dumps(kept(result(*methods) | {"code": code})))
+
+    before = content("a", ("slow", "network", 20.0), ("splatfacto-lvsm", "gaussians", 21.0))
+    now = content("b", ("splatfacto-lvsm", "gaussians", 23.0), ("new", "network", 19.0))
+    both = with_other_rows(now, before)
+    assert list(both["methods"]) == list(both["notes"]) == ["slow", "splatfacto-lvsm", "new"]
+    assert [rows["2"]["psnr"] for rows in both["methods"].values()] == [20.0, 23.0, 19.0]
+    assert both["code"] == "b" and both["kept"] == {"slow": "a"}
+    again = with_other_rows(content("c", ("new", "network", 18.0)), both)
+    assert again["kept"] == {"slow": "a", "splatfacto-lvsm": "b"} and again["methods"]["new"]["2"]["psnr"] == 18.0
+    elsewhere = {**before, "scenes": [{"name": "cup", "targets": [3, 6]}]}
+    assert with_other_rows(now, elsewhere) == with_other_rows(now, {}) == now
 
 
 def scores(*psnr_and_lpips: tuple[float, float]) -> dict:

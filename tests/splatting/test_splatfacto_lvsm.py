@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import run_cli, write_scene
+from nerfstudio.engine.optimizers import AdamOptimizerConfig, Optimizers
 from torch import nn
 
 from elvsm_nerfstudio.data.images import DataError
@@ -18,9 +19,10 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting import rendered_datamanager
 from elvsm_nerfstudio.splatting.model import AREA, rendered_view_loss
 from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataManager, RenderedViewsDataManagerConfig
-from elvsm_nerfstudio.splatting.rendered_steps import RenderedSteps, falls_until, trust
+from elvsm_nerfstudio.splatting.rendered_steps import RATES, RenderedSteps, falls_until, trust
 from elvsm_nerfstudio.splatting.rendered_views import LeftOut, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
+from elvsm_nerfstudio.splatting.schedules import FloatExponentialDecaySchedulerConfig, multiply_rates
 
 NETWORK = EfficientLVSMConfig(
     width=32, num_layers=1, head_dim=16, patch_size=8, camera_encoding="prope", ray_frame="camera"
@@ -180,6 +182,7 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
     assert "does not know scenes like scene: its renders are not used" in said
     data.plan(100)
     record = data.record()["rendered_views"]
+    assert data.rates() == record["rates"] == {}
     assert record["steps"] == 0 and record["trust"] == 0 and record["left_out_psnr"]["network"] < 15
     assert all("confidence" not in data.next_train(step)[1] for step in range(100))
 
@@ -188,6 +191,7 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
     assert "does not know" not in " ".join(capsys.readouterr().out.split())
     data.plan(100)
     assert data.record()["rendered_views"]["steps"] == 48  # 0.6, falling to 0 at 8 / 3 of 100
+    assert data.rates() == data.record()["rendered_views"]["rates"] == RATES
 
 
 def test_a_fit_starts_as_without_a_network(scene, weights):
@@ -233,6 +237,36 @@ def test_bad_options(scene, weights):
         manager(scene, weights, rendered_image_size=(20, 24))
 
 
+def test_rates_are_multiplied_once_and_schedules_with_them():
+    def optimizers(rate: float, last: float) -> Optimizers:
+        schedule = FloatExponentialDecaySchedulerConfig(lr_final=last, max_steps=40)
+        config = {
+            "means": {"optimizer": AdamOptimizerConfig(lr=rate), "scheduler": schedule},
+            "scales": {"optimizer": AdamOptimizerConfig(lr=0.005), "scheduler": None},
+        }
+        return Optimizers(config, {name: [nn.Parameter(torch.ones(2))] for name in config})
+
+    def rates(of: Optimizers, steps: int) -> list[float]:
+        found = []
+        for step in range(steps):
+            found += [float(optimizer.param_groups[0]["lr"]) for optimizer in of.optimizers.values()]
+            of.optimizer_step_all()
+            of.scheduler_step_all(step)
+        return found
+
+    faster, factors = optimizers(1e-4, 1e-6), {"means": 10.0, "scales": 2.0}
+    multiply_rates(faster, factors)
+    expected = rates(optimizers(1e-3, 1e-5), 30)
+    expected[1::2] = [0.01] * 30
+    assert rates(faster, 12) == pytest.approx(expected[:24])
+    resumed = optimizers(1e-4, 1e-6)
+    for name in factors:
+        resumed.optimizers[name].load_state_dict(faster.optimizers[name].state_dict())
+    resumed.load_schedulers({"means": faster.schedulers["means"].state_dict()})
+    multiply_rates(resumed, factors)
+    assert rates(resumed, 18) == pytest.approx(expected[24:])
+
+
 # nerfstudio's programs
 
 
@@ -251,6 +285,12 @@ def test_from_training_to_a_splat(scene, weights, tmp_path):
     assert rendered["weights"] == str(weights) and rendered["views"] == 4 and rendered["image_size"] == [16, 24]
     assert rendered["network"].startswith("EfficientLVSM") and len(rendered["fingerprint"]) == 32
     assert rendered["steps"] == 11 and rendered["share_of_steps"] == rendered["steps"] / 30
+    assert rendered["rates"] == RATES
+    config = yaml.load((run / "config.yml").read_text(), yaml.Loader)
+    checkpoint = torch.load(run / "nerfstudio_models" / "step-000000029.ckpt", weights_only=False)
+    for name, optimizer in checkpoint["optimizers"].items():
+        rate = config.optimizers[name]["optimizer"].lr * RATES.get(name, 1.0)
+        assert optimizer["param_groups"][0].get("initial_lr", rate) == pytest.approx(rate), name
     assert fit["seconds"]["rendered_views"] > 0 and fit["initial_points"]["kind"] == "random"
 
     weights.rename(weights.with_suffix(".away"))  # a trained run needs the network no more
