@@ -19,7 +19,7 @@ from elvsm_nerfstudio.notices import say, warn
 from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager, ContextFramesDataManagerConfig
 from elvsm_nerfstudio.splatting.initial_points import InitialPoints
 from elvsm_nerfstudio.splatting.rendered_cameras import place_cameras
-from elvsm_nerfstudio.splatting.rendered_steps import RATES, SHARE, RenderedSteps, falls_until, trust
+from elvsm_nerfstudio.splatting.rendered_steps import SHARE, RenderedSteps, falls_until, rates_for, trust
 from elvsm_nerfstudio.splatting.rendered_views import RenderedViews, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
@@ -85,6 +85,7 @@ class RenderedViewsDataManager(ContextFramesDataManager):
     ):
         self.rendered: Optional[RenderedViews] = None
         self.steps = RenderedSteps(0.0)
+        self._rates: dict[str, float] = {}
         super().__init__(config, device, test_mode, world_size, local_rank, **kwargs)
 
     def _make_initial_points(self) -> InitialPoints:
@@ -164,12 +165,13 @@ class RenderedViewsDataManager(ContextFramesDataManager):
     def plan(self, steps: int) -> None:
         end = self.config.rendered_end or falls_until(len(self.context_images))
         self.steps = RenderedSteps(self._first_share, end * steps)
+        self._rates = rates_for(steps) if self._first_share > 0 else {}
         taken = self.steps.before(steps)
         self._record["steps"], self._record["share_of_steps"] = taken, taken / steps
-        self._record["rates"] = self.rates()
+        self._record["rates"] = self._rates
 
     def rates(self) -> dict[str, float]:
-        return RATES if self.steps.first_share > 0 else {}
+        return self._rates
 
     def record(self) -> dict[str, Any]:
         return {**super().record(), "rendered_views": self._record}

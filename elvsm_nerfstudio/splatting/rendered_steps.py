@@ -8,9 +8,10 @@ from typing import Optional
 
 SHARE = 0.6
 """Of the first steps that take a rendered view, where the network is trusted. Ours, as all numbers here."""
-RATES = {"means": 10.0, "scales": 2.0, "quats": 5.0, "opacities": 0.5}
-"""Learning rates over those of splatfacto, which are for 30,000 steps and let Gaussians stay about where they begin in
-500. Where renders show a scene from all sides too, to move costs nothing that the photos do not show."""
+RATES = {"means": 10.0, "scales": 2.0, "quats": 5.0, "opacities": 0.25}
+"""Learning rates over those of splatfacto in a training of SHORT steps. Splatfacto's are for LONG ones, and leave
+Gaussians about where they begin in a short training; photos alone would not tell them where else to go, renders do."""
+SHORT, LONG = 500, 30_000
 VIEWS_TO_END_WITH = 8
 """Context views from which the share reaches zero just at the end; from half as many it has fallen by half there."""
 NO_TRUST = -0.5
@@ -33,6 +34,12 @@ class RenderedSteps:
         """So many of the first steps take a rendered view."""
         reached = min(step, self.end)
         return math.floor(self.first_share * reached * (1 - reached / (2 * self.end)))
+
+
+def rates_for(steps: int) -> dict[str, float]:
+    """Learning rates over those of splatfacto in a training of so many steps: RATES in a short one, 1 in a long one."""
+    share = min(1.0, max(0.0, math.log(LONG / max(1, steps)) / math.log(LONG / SHORT)))
+    return {name: rate**share for name, rate in RATES.items()}
 
 
 def falls_until(num_views: int) -> float:

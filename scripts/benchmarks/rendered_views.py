@@ -44,9 +44,10 @@ from elvsm_nerfstudio.splatting.datamanager import ContextFramesDataManager
 from elvsm_nerfstudio.splatting.model import rendered_view_loss
 from elvsm_nerfstudio.splatting.pipeline import SparseSplatfactoPipelineConfig
 from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataManager
-from elvsm_nerfstudio.splatting.rendered_steps import SHARE, trust
+from elvsm_nerfstudio.splatting.rendered_steps import RATES, SHARE, trust
 from elvsm_nerfstudio.splatting.rendered_views import leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
+from elvsm_nerfstudio.splatting.schedules import multiply_rates
 from scripts.benchmarks.captures import CAPTURES
 from scripts.benchmarks.pages import write_part
 
@@ -85,6 +86,8 @@ class Variant:
     loss: Callable[[Tensor, Tensor, Tensor], Tensor] = rendered_view_loss
     renders: bool = True
     points_of_renders: bool = True
+    rates: Optional[dict[str, float]] = None
+    """By what splatfacto's learning rates are multiplied; as the method does if absent."""
 
 
 VARIANTS = {
@@ -100,6 +103,11 @@ VARIANTS = {
     "share-0.8": Variant({"rendered_share": 0.8}),
     "falling-to-zero": Variant({"rendered_end": 1.0}),
     "48-views": Variant({"num_rendered_views": 48}),
+    "rates-of-splatfacto": Variant({}, rates={}),
+    "means-alone-faster": Variant({}, rates={"means": RATES["means"]}),
+    "opacities-half": Variant({}, rates={**RATES, "opacities": 0.5}),
+    "opacities-eighth": Variant({}, rates={**RATES, "opacities": 0.125}),
+    "none-faster": Variant({}, renders=False, rates=RATES),
 }
 
 
@@ -169,6 +177,7 @@ def fit(args: Args, subject: Subject, count: int, variant: Variant) -> dict[str,
     manager: ContextFramesDataManager = pipeline.datamanager
     manager.plan(args.steps)
     optimizers = Optimizers(deepcopy(splatfacto_lvsm.config.optimizers), pipeline.get_param_groups())
+    multiply_rates(optimizers, manager.rates() if variant.rates is None else variant.rates)
     pipeline.train()
     with mock.patch.object(model, "rendered_view_loss", variant.loss):
         for step in range(args.steps):

@@ -19,7 +19,7 @@ from elvsm_nerfstudio.nn.weights import save_weights
 from elvsm_nerfstudio.splatting import rendered_datamanager
 from elvsm_nerfstudio.splatting.model import AREA, rendered_view_loss
 from elvsm_nerfstudio.splatting.rendered_datamanager import RenderedViewsDataManager, RenderedViewsDataManagerConfig
-from elvsm_nerfstudio.splatting.rendered_steps import RATES, RenderedSteps, falls_until, trust
+from elvsm_nerfstudio.splatting.rendered_steps import RATES, RenderedSteps, falls_until, rates_for, trust
 from elvsm_nerfstudio.splatting.rendered_views import LeftOut, leave_out, render_views
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 from elvsm_nerfstudio.splatting.schedules import FloatExponentialDecaySchedulerConfig, multiply_rates
@@ -192,6 +192,8 @@ def test_weights_that_do_not_know_a_scene_are_not_used_and_this_is_said(scene, w
     data.plan(100)
     assert data.record()["rendered_views"]["steps"] == 48  # 0.6, falling to 0 at 8 / 3 of 100
     assert data.rates() == data.record()["rendered_views"]["rates"] == RATES
+    data.plan(30_000)
+    assert data.rates() == dict.fromkeys(RATES, 1.0)
 
 
 def test_a_fit_starts_as_without_a_network(scene, weights):
@@ -235,6 +237,13 @@ def test_bad_options(scene, weights):
         manager(scene, weights, num_rendered_views=0)
     with pytest.raises(DataError, match="found 20 24; expected multiples of 8, the patches of"):
         manager(scene, weights, rendered_image_size=(20, 24))
+
+
+def test_rates_are_the_more_splatfacto_s_the_longer_a_training_is():
+    assert rates_for(30) == rates_for(500) == RATES
+    middle = rates_for(round((500 * 30_000) ** 0.5))
+    assert middle == pytest.approx({name: rate**0.5 for name, rate in RATES.items()}, rel=1e-3)
+    assert rates_for(30_000) == rates_for(100_000) == dict.fromkeys(RATES, 1.0)
 
 
 def test_rates_are_multiplied_once_and_schedules_with_them():
