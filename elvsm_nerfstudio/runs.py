@@ -63,6 +63,9 @@ class RunOptions:
     are."""
     image_size: Optional[tuple[int, int]] = None
     """Height and width to which images are resized and centre-cropped; that of the method or run if absent."""
+    shifted_grids: Optional[Literal[1, 4]] = None
+    """4 renders each picture on four grids of patches and averages them: patches show less, and it takes four times as
+    long. For weights that were trained through many lenses, as `pretrained` was; the run's own if absent."""
     train_split_fraction: Optional[float] = None
     """Share of a capture's frames that context views are chosen from, the others are held out; the dataparser's own
     if absent."""
@@ -93,7 +96,7 @@ def make_and_open_run(options: RunOptions) -> tuple[Path, VanillaPipeline]:
     if options.weights is None:
         if options.method is not None:
             raise ValueError(f"--method {options.method} is for --weights; --from-run brings its own method")
-        config, source = read_config(options.from_run, "--from-run"), last_checkpoint(options.from_run)
+        config, source = read_network_config(options.from_run, "--from-run"), last_checkpoint(options.from_run)
     else:
         config, source = config_for_weights(options.weights, options.method), None
         config.experiment_name = short_name(options.weights)
@@ -145,6 +148,8 @@ def _take(options: RunOptions, config: TrainerConfig) -> None:
     for name in ("evaluation_index", "context_frames", "num_context_views", "image_size", "scene"):
         if getattr(options, name) is not None:
             setattr(datamanager, name, getattr(options, name))
+    if options.shifted_grids is not None:
+        config.pipeline.model.shifted_grids = options.shifted_grids
     if datamanager.evaluation_index is not None:
         datamanager.evaluation_index = datamanager.evaluation_index.resolve()
     datamanager.index_may_miss_scenes |= options.index_may_miss_scenes
@@ -196,6 +201,21 @@ def read_config(path: Path, option: str) -> TrainerConfig:
     return config
 
 
+def read_network_config(path: Path, option: str) -> TrainerConfig:
+    """The config of a run of a network.
+
+    Raises:
+        ValueError: naming the option, where it is none; of Gaussians too, which have no network.
+    """
+    config = read_config(path, option)
+    if not hasattr(config.pipeline.model, "network"):
+        raise ValueError(
+            f"{option} {path}: found a run of {config.method_name}, whose Gaussians are of one scene; expected a run "
+            "of a network. nerfstudio's programs take this one: ns-eval, ns-render, ns-viewer, ns-export gaussian-splat"
+        )
+    return config
+
+
 def last_checkpoint(config: Path) -> Path:
     """A run's last checkpoint.
 
@@ -223,7 +243,7 @@ def export_weights(run: Path, output: Path, dtype: DType = "fp32") -> None:
     """
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
-    config = read_config(run, "--load-config").pipeline.model.network
+    config = read_network_config(run, "--load-config").pipeline.model.network
     network = config.build()
     load_weights(network, last_checkpoint(run), config)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +258,7 @@ def model_card(run: Path, repository: str, weights: Path) -> str:
         repository: OWNER/NAME
         weights: the exported file.
     """
-    config = read_config(run, "--load-config")
+    config = read_network_config(run, "--load-config")
     data, network = config.pipeline.datamanager, config.pipeline.model.network
     address = f"hf://{repository}/{weights.name}"
     return f"""---

@@ -25,7 +25,7 @@ from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.memory import SceneMemory
 from elvsm_nerfstudio.nn.weights import load_weights, read_weights
-from elvsm_nerfstudio.runs import network_methods, read_config, with_network
+from elvsm_nerfstudio.runs import network_methods, read_network_config, with_network
 from elvsm_nerfstudio.views import Views, ViewSet
 
 FINETUNE_RATE = 2e-4
@@ -194,7 +194,7 @@ def network_config(spec: MethodSpec) -> TrainerConfig:
         ValueError: where these are of another method than named.
     """
     if spec.config is not None:
-        return read_config(Path(spec.config), f"--runs {spec.name}=")
+        return read_network_config(Path(spec.config), f"--runs {spec.name}=")
     method, weights = network_methods()[spec.method], read_weights(Path(spec.weights))
     return with_network(method, weights.config, f"--runs {spec.name}={spec.weights}") if weights.complete else method
 

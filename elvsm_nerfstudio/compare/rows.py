@@ -18,7 +18,7 @@ from elvsm_nerfstudio.compare.methods import network_config
 from elvsm_nerfstudio.compare.options import CompareOptions
 from elvsm_nerfstudio.evaluation.baselines import BASELINES
 from elvsm_nerfstudio.nn.named_weights import PRETRAINED, PRETRAINED_METHOD, trained_image_size, weights_path
-from elvsm_nerfstudio.runs import last_checkpoint, network_methods, read_config
+from elvsm_nerfstudio.runs import last_checkpoint, network_methods, read_network_config
 from elvsm_nerfstudio.splatting.rendering_weights import load_renderer
 
 DEFAULT_SIZE = (128, 128)
@@ -144,7 +144,7 @@ def _network(name: str, path: Path, args: CompareOptions, whole_scenes: bool) ->
             raise ValueError(f"{where}: a file of weights needs the name of a method: {', '.join(network_methods())}")
         method, weights, note = name, path, f"weights {path.name}"
     else:
-        run = read_config(config, f"--runs {name}=")
+        run = read_network_config(config, f"--runs {name}=")
         method, weights = run.method_name, path if path.suffix == ".ckpt" else last_checkpoint(config)
         if name in network_methods() and method != name:
             raise ValueError(f"{where}: found a run of {method}; give that row another name, or name {method}")

@@ -145,7 +145,9 @@ class Args:
     num_target_views: int = 8
     """Views of an object that are scored."""
     page: Optional[Path] = None
-    """Markdown page into which the tables are written, between <!-- rendered-views --> and its end."""
+    """Markdown page into which the tables are written."""
+    part: str = "rendered-views"
+    """Between which lines of the page: <!-- PART --> and its end."""
     beside: str = "unknown"
     """What else ran on the machine, for the record."""
 
@@ -308,7 +310,7 @@ def main() -> None:
                 write_json(args.output, {**about, **of, "rows": rows})
     found = tables(rows)
     if args.page is not None:
-        write_part(args.page, "rendered-views", found)
+        write_part(args.page, args.part, found)
     print(found)
 
 

@@ -44,7 +44,7 @@ from elvsm_nerfstudio.runs import (
     last_checkpoint,
     make_run,
     network_methods,
-    read_config,
+    read_network_config,
 )
 from elvsm_nerfstudio.training.vgg_files import FILES
 from scripts.release import card_text as text
@@ -118,7 +118,7 @@ def make_model_card(args: Args) -> Path:
         ValueError: for a run that cannot be used, and where an evaluation fails.
         OSError: where something cannot be written.
     """
-    config = read_config(args.load_config, "--load-config")
+    config = read_network_config(args.load_config, "--load-config")
     curves = joined_curves([*args.earlier_runs, args.load_config])
     weights = exported(args)
     image_size = tuple(config.pipeline.datamanager.image_size)
@@ -218,7 +218,7 @@ def stages_of(args: Args) -> list[dict[str, Any]]:
         ValueError: where it started from weights whose stages are not known.
     """
     runs = [*args.earlier_runs, args.load_config]
-    configs = [read_config(run, "--load-config") for run in runs]
+    configs = [read_network_config(run, "--load-config") for run in runs]
     commits = args.commits or (None,)
     if len(commits) not in (1, len(runs)):
         raise ValueError(f"--commits: found {len(commits)}; expected one, or one for each of the {len(runs)} runs")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,15 @@ from PIL import Image
 
 from elvsm_nerfstudio import method_configs
 from elvsm_nerfstudio.cli.options import parse
+from elvsm_nerfstudio.compare.layout import MethodSpec
+from elvsm_nerfstudio.compare.methods import network_config
+from elvsm_nerfstudio.method_configs import splatfacto_sparse
 from elvsm_nerfstudio.nn.efficient_lvsm import EfficientLVSMConfig
 from elvsm_nerfstudio.nn.lvsm import LVSMDecoderOnlyConfig
 from elvsm_nerfstudio.nn.published_weights import to_published
 from elvsm_nerfstudio.nn.weights import read_weights, save_weights
-from elvsm_nerfstudio.runs import RunOptions, export_weights, make_run
+from elvsm_nerfstudio.runs import RunOptions, export_weights, make_run, model_card
+from elvsm_nerfstudio.viewer.streaming import StreamOptions, load_run
 
 CONFIG = EfficientLVSMConfig(width=32, num_layers=2, head_dim=16)
 
@@ -134,6 +139,30 @@ def test_a_number_of_context_views_beside_an_evaluation_index_is_refused(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["from-run", "load-config", "runs"])
+def test_a_run_of_gaussians_is_refused_where_a_network_is_needed(tmp_path, option):
+    config = deepcopy(splatfacto_sparse.config)
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump(config))
+    refused = rf"--{option} .*config.yml: found a run of splatfacto-sparse.*expected a run of a network.*ns-render"
+    if option == "from-run":
+        with pytest.raises(ValueError, match=refused):
+            make_run(RunOptions(from_run=path, output_dir=tmp_path / "out"))
+        return
+    if option == "runs":
+        spec = MethodSpec("mine", "network", "splatfacto-sparse", config=str(path))
+        with pytest.raises(ValueError, match=refused.replace("runs ", "runs mine=")):
+            network_config(spec)
+        return
+    for use in (
+        lambda: export_weights(path, tmp_path / "out.safetensors"),
+        lambda: model_card(path, "me/mine", tmp_path / "out.safetensors"),
+        lambda: load_run(StreamOptions(path, tmp_path / "out.mp4")),
+    ):
+        with pytest.raises(ValueError, match=refused):
+            use()
+
+
 def test_a_scene_that_cannot_be_encoded_leaves_nothing(tmp_path, published, scene):
     broken = shutil.copytree(scene, tmp_path / "broken")
     for image in (broken / "images").iterdir():
@@ -159,6 +188,7 @@ def test_options_of_data_arrive_in_the_run(tmp_path, published, scene, monkeypat
     monkeypatch.chdir(scene.parent)
     given = ["--weights", str(published), "--method", "efficient-lvsm-tiny", "--data", scene.name, "--output-dir",
              str(tmp_path / "out"), "--image-size", "16", "24", "--train-split-fraction", "0.5",
+             "--shifted-grids", "4",
              "nerfstudio-data", "--scale-factor", "2.5", "--auto-scale-poses", "False"]  # fmt: skip
     path = make_run(parse(RunOptions, "run", "", given))
     data = yaml.load(path.read_text(), Loader=yaml.Loader).pipeline.datamanager
@@ -169,6 +199,7 @@ def test_options_of_data_arrive_in_the_run(tmp_path, published, scene, monkeypat
     assert json.loads((path.parent / "dataparser_transforms.json").read_text())["scale"] == 2.5
     monkeypatch.chdir(tmp_path)
     _, pipeline, _, _ = setup(path)
+    assert pipeline.model.config.shifted_grids == 4
     assert len(pipeline.datamanager.collection.load(pipeline.datamanager.shown).train_frames) == 6
 
     chosen = RunOptions(published, method="efficient-lvsm-tiny", data=scene, output_dir=tmp_path, name="chosen",
