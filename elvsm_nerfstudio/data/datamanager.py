@@ -86,9 +86,6 @@ class ViewSetDataManagerConfig(VanillaDataManagerConfig):
     colour_augmentation: bool = False
     """Whether training sees half of the scenes in other colours: channels exchanged, each a little brighter or darker.
     White and black stay as they are."""
-    background_augmentation: bool = False
-    """Whether training sees a third of the scenes before black, another colour, or a texture that is infinitely far
-    away. Only scenes whose images are transparent around what they show have a background."""
     seed: int = 0
     """Fixes, with the step and the rank, every scene and view that training sees."""
     num_workers: int = 4
@@ -349,9 +346,7 @@ class ViewSetDataManager(VanillaDataManager):
             config.context_view_bounds,
             samples_per_step=config.scenes_per_batch * self.world_size,
             lens_augmentation=config.lens_augmentation,
-            augmentation=Augmentation(
-                config.mirror_augmentation, config.colour_augmentation, config.background_augmentation
-            ),
+            augmentation=Augmentation(config.mirror_augmentation, config.colour_augmentation),
         )
         if not self.collection.whole_scenes:
             samples[first_step * samples.samples_per_step]  # what is wrong with a capture is better raised here

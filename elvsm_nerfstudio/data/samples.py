@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -79,7 +79,7 @@ def read_sample(
     Args:
         out: where to put them; new memory if absent.
         lenses: through which to see each of them, in place of the centre crop.
-        change: what else to do to them. Another background shows where images are cut out alone.
+        change: what else to do to them.
     """
     index = [*choice.context, *choice.target]
     cameras, windows = scene.packed_cameras(spec)[index], None
@@ -88,12 +88,8 @@ def read_sample(
             window_of(lens, scene.sizes[frame], spec.size, scene.is_cut_out) for frame, lens in zip(index, lenses)
         ]
         cameras[:, 12:16] = window_intrinsics(scene.intrinsics[index], windows, spec.size)
-    if change.surroundings is None or not scene.is_cut_out:
-        rgb, on_black = scene.read_images(index, spec, out, windows), None
-    else:
-        rgb = scene.read_images(index, replace(spec, background="white"), out, windows)
-        on_black = scene.read_images(index, replace(spec, background="black"), windows=windows)
-    change.apply(rgb, cameras, on_black)
+    rgb = scene.read_images(index, spec, out, windows)
+    change.apply(rgb, cameras)
     return Sample(rgb, cameras, len(choice.context), failures=[])
 
 

@@ -83,7 +83,6 @@ VARIANTS = (
     ),
     _plus("plus-mirrors", "plus with mirrored scenes", datamanager__mirror_augmentation="True"),
     _plus("plus-colours", "plus with scenes in other colours", datamanager__colour_augmentation="True"),
-    _plus("plus-backgrounds", "plus before other backgrounds", datamanager__background_augmentation="True"),
     _paper(
         "paper-exact-repa",
         "the paper's REPA, with a teacher that is not its: a ViT-S fine-tuned for saliency",

@@ -1,27 +1,20 @@
-"""Scenes mirrored, in other colours and before other backgrounds."""
-
-from dataclasses import replace
+"""Scenes mirrored and in other colours."""
 
 import pytest
 import torch
 from conftest import tiny_pipeline, write_scene
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-from PIL import Image
 
-from elvsm_nerfstudio.cameras import pack_cameras
+from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras, views_from_cameras
 from elvsm_nerfstudio.data.augmentations import (
-    BACKGROUND_SHARE,
     COLOUR_SHARE,
     MIRROR_SHARE,
     Augmentation,
     Change,
     Colours,
-    Surroundings,
     draw_colours,
-    draw_surroundings,
     mirrored,
-    world_directions,
 )
 from elvsm_nerfstudio.data.images import ImageSpec
 from elvsm_nerfstudio.data.lenses import Lens
@@ -31,14 +24,19 @@ from elvsm_nerfstudio.data.view_samplers import FrameChoice, RandomViewSampler
 
 AS_THEY_ARE = NerfstudioDataParserConfig(orientation_method="none", center_method="none", auto_scale_poses=False)
 CHOICE = FrameChoice((0, 1), (2, 3))
-TEXTURED = 0
-"""A seed that draws a texture."""
-ALL = Augmentation(mirror=True, colour=True, background=True)
+ALL = Augmentation(mirror=True, colour=True)
 
 
 def loaded(path):
     scenes = SceneCollection.open(path, AS_THEY_ARE)
     return scenes.load(scenes.entries[0])
+
+
+def world_directions(cameras: torch.Tensor) -> torch.Tensor:
+    """Of each pixel's ray, of unit length."""
+    views = views_from_cameras(unpack_cameras(cameras), patch_size=1)
+    rotation = views.camera_to_world[0, :, None, None, :3, :3]
+    return torch.nn.functional.normalize((rotation @ views.directions[0][..., None])[..., 0], dim=-1)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -88,49 +86,12 @@ def test_colours_keep_white_and_black(tmp_path):
     assert 105 <= middle.min() < 112 and 142 < middle.max() <= 147  # 255 * (128 / 255) ** 1.25 = 108
 
 
-def test_a_background_is_what_a_transparent_pixel_looks_at(tmp_path):
-    path = write_scene(tmp_path / "spheres", num_frames=4, size=(24, 24))
-    scene, spec = loaded(path), ImageSpec((24, 24))
-    surroundings = draw_surroundings(generator(TEXTURED))
-    assert surroundings.amplitude.any()
-    sample = read_sample(scene, CHOICE, spec, change=Change(surroundings=surroundings))
-    behind = 255 * surroundings.seen(world_directions(sample.cameras))
-    assert behind.std() > 20
-    for frame in range(4):
-        rgba = torch.tensor(list(Image.open(scene.outputs.image_filenames[frame]).getdata())).view(24, 24, 4).float()
-        alpha = rgba[..., 3:] / 255
-        expected = alpha * rgba[..., :3] + (1 - alpha) * behind[frame]
-        assert (sample.rgb[frame] - expected).abs().max() <= 2
-    black = read_sample(scene, CHOICE, spec, change=Change(surroundings=Surroundings(*(0 * t for t in surroundings))))
-    assert torch.equal(black.rgb, read_sample(scene, CHOICE, replace(spec, background="black")).rgb)
-
-
-def test_surroundings_are_black_or_plain_or_textured():
-    directions = torch.nn.functional.normalize(torch.randn(500, 3, generator=generator()), dim=-1)
-    kinds = []
-    for seed in range(90):
-        seen = draw_surroundings(generator(seed)).seen(directions)
-        assert seen.min() >= 0 and seen.max() <= 1
-        kinds.append("texture" if seen.std(dim=0).max() > 0.05 else "colour" if seen.any() else "black")
-    assert all(20 < kinds.count(kind) < 42 for kind in ("texture", "colour", "black"))
-
-
-def test_photos_have_no_other_background(tmp_path):
-    path = write_scene(tmp_path / "opaque", num_frames=4)
-    for file in (path / "images").iterdir():
-        Image.open(file).convert("RGB").save(file)
-    scene, spec = loaded(path), ImageSpec((20, 20))
-    change = Change(surroundings=draw_surroundings(generator(TEXTURED)))
-    assert torch.equal(read_sample(scene, CHOICE, spec, change=change).rgb, read_sample(scene, CHOICE, spec).rgb)
-
-
 def test_each_option_changes_its_share_of_the_scenes_and_draws_nothing_where_it_is_off():
     drawing = generator()
     changes = [ALL.draw(drawing) for _ in range(3000)]
     for found, share in (
         ([change.mirrored for change in changes], MIRROR_SHARE),
         ([change.colours is not None for change in changes], COLOUR_SHARE),
-        ([change.surroundings is not None for change in changes], BACKGROUND_SHARE),
     ):
         assert sum(found) / len(found) == pytest.approx(share, abs=0.04)
     untouched = generator(7)
@@ -158,7 +119,7 @@ def test_workers_see_the_same_changes(collection):
         assert torch.equal(batch.rgb, expected.rgb) and torch.equal(batch.cameras, expected.cameras)
 
 
-@pytest.mark.parametrize("option", ["mirror_augmentation", "colour_augmentation", "background_augmentation"])
+@pytest.mark.parametrize("option", ["mirror_augmentation", "colour_augmentation"])
 def test_options_change_training_and_not_evaluation(collection, option):
     pipelines = [tiny_pipeline(collection, test_mode="val", **{option: on}) for on in (False, True)]
     evaluated = [p.datamanager.evaluation_scene(p.datamanager.eval_entries[0]).views.context for p in pipelines]
