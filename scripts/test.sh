@@ -13,7 +13,7 @@ if [ $# = 0 ]; then # some of each room once more, with types and tensors' shape
     .venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile \
         --jaxtyping-packages=elvsm_nerfstudio,runtime_types.checked \
         tests/test_{cameras,geometry,model}.py tests/test_registration.py::test_entry_points_are_the_methods_names \
-        tests/data/test_{evaluation_views,formats,lenses,view_samplers}.py tests/evaluation/test_{metrics,protocols}.py \
+        tests/data/test_{augmentations,evaluation_views,formats,lenses,view_samplers}.py tests/evaluation/test_{metrics,protocols}.py \
         tests/nn/test_{camera_encoding,kernels,layers,memory,official_step}.py \
         tests/splatting/test_{photo_hull,plane_sweep,rasterizer,rendered_cameras,splatfacto_lvsm}.py \
         tests/splatting/test_splatfacto_sparse.py::test_{a_distorted_camera_is_rendered_through_its_lens,bad_input} \
