@@ -26,7 +26,7 @@ from elvsm_nerfstudio.nn.named_weights import PUBLISHED, short_name, trained_ima
 from elvsm_nerfstudio.nn.network import NetworkConfig, SceneNetwork
 from elvsm_nerfstudio.nn.weights import RUN_PREFIX, load_weights, network_metadata, read_weights, save_weights
 from elvsm_nerfstudio.training.checkpoints import list_checkpoints, step_of, write_checkpoint
-from elvsm_nerfstudio.training.run_config import read_run_config
+from elvsm_nerfstudio.training.run_config import read_run_config, require_network
 
 DType = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -208,11 +208,7 @@ def read_network_config(path: Path, option: str) -> TrainerConfig:
         ValueError: naming the option, where it is none; of Gaussians too, which have no network.
     """
     config = read_config(path, option)
-    if not hasattr(config.pipeline.model, "network"):
-        raise ValueError(
-            f"{option} {path}: found a run of {config.method_name}, whose Gaussians are of one scene; expected a run "
-            "of a network. nerfstudio's programs take this one: ns-eval, ns-render, ns-viewer, ns-export gaussian-splat"
-        )
+    require_network(config, f"{option} {path}")
     return config
 
 

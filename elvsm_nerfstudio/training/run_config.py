@@ -35,6 +35,19 @@ def read_run_config(path: Path) -> Any:
     return _read(path, ())
 
 
+def require_network(config: Any, what: str) -> None:
+    """Raises ValueError for the config of a run of Gaussians, which have no network.
+
+    Args:
+        what: the option and the file that the config is of, for the message.
+    """
+    if not hasattr(config.pipeline.model, "network"):
+        raise ValueError(
+            f"{what}: found a run of {config.method_name}, whose Gaussians are of one scene; expected a run of a "
+            "network. nerfstudio's programs take this one: ns-eval, ns-render, ns-viewer, ns-export gaussian-splat"
+        )
+
+
 def network_of_run(path: Path) -> Optional[NetworkConfig]:
     """The network of a run by its config.yml; None where there is no file, or the run is of a method without.
 

@@ -35,7 +35,7 @@ from elvsm_nerfstudio.files import whole
 from elvsm_nerfstudio.geometry import CanonicalFrame
 from elvsm_nerfstudio.model import EfficientLVSMModel
 from elvsm_nerfstudio.nn.memory import SceneMemory
-from elvsm_nerfstudio.runs import read_network_config
+from elvsm_nerfstudio.training.run_config import read_run_config, require_network
 from elvsm_nerfstudio.viewer.stream_views import View, WatchedFolder, replayed
 
 console = Console()
@@ -222,7 +222,8 @@ def load_run(args: StreamOptions) -> tuple[EfficientLVSMModel, ViewSetDataManage
             )
         return config
 
-    read_network_config(args.load_config, "--load-config")  # or nerfstudio would execute what it names
+    # Read here first, or nerfstudio would execute what it names.
+    require_network(read_run_config(args.load_config), f"--load-config {args.load_config}")
     _, pipeline, _, _ = eval_setup(args.load_config, test_mode="test", update_config_callback=with_data)
     return pipeline.model, pipeline.datamanager
 

@@ -103,7 +103,7 @@ def test_a_training_from_weights_goes_on_from_the_stages_before_it(tmp_path, mon
             Path(start),
         )
     configs[tmp_path / "last" / "config.yml"].pipeline.model.perceptual.backbone = "lpips"
-    monkeypatch.setattr(script, "read_config", lambda path, option: configs[path])
+    monkeypatch.setattr(script, "read_network_config", lambda path, option: configs[path])
     monkeypatch.setattr(script, "_costs", lambda run: {"steps": 20})
     monkeypatch.setattr(script, "last_step", lambda run: 19)
     first, last = configs

@@ -102,7 +102,9 @@ def test_protocols_are_scored_by_ns_eval_on_runs_made_from_another(workspace, ru
     wrong = run_cli(*make_run, "--protocol", "objects", cwd=workspace, check=False)
     assert wrong.returncode != 0 and "did you mean objects-4view" in wrong.stderr
 
-    config = run_cli(*make_run, "--num-context-views", "1", "--name", "one", cwd=workspace).stdout.splitlines()[-1]
+    number = run_cli(*make_run, "--num-context-views", "1", "--name", "one", cwd=workspace, check=False)
+    assert number.returncode != 0 and "evaluation_index.json says what the context of each scene is" in number.stderr
+    config = run_cli(*make_run, "--name", "one", cwd=workspace).stdout.splitlines()[-1]
     run_cli("ns-eval", "--load-config", config, "--output-path", "one.json", cwd=workspace)
     record = json.loads((workspace / "one.json").read_text())["results"]["record"]
     assert record["protocol"]["name"] == "as configured" and record["data"]["num_scenes"] == 2
