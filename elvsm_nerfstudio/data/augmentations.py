@@ -5,12 +5,14 @@ Each changes all views of a scene alike, images and cameras, so that it stays on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from elvsm_nerfstudio.cameras import pack_cameras, unpack_cameras
 
 MIRROR_SHARE = 0.5
 """Share of the scenes that are mirrored."""
@@ -74,15 +76,11 @@ def draw_colours(generator: torch.Generator) -> Colours:
 
 def mirrored(cameras: Float[Tensor, "view 25"]) -> Float[Tensor, "view 25"]:
     """Packed cameras of the pictures that are flipped left to right: of the scene with x and -x exchanged."""
-    pose = cameras[:, :12].unflatten(-1, (3, 4))
-    flip = cameras.new_tensor([-1.0, 1.0, 1.0])
-    pose = flip[:, None] * pose * torch.cat([flip, flip.new_ones(1)])
-    result = cameras.clone()
-    result[:, :12] = pose.flatten(1)
-    width = cameras[:, 23]
-    result[:, 14] = width - cameras[:, 14]
-    result[:, 21] = -cameras[:, 21]  # the tangential distortion along x
-    return result
+    lens, flip = unpack_cameras(cameras), cameras.new_tensor([-1.0, 1.0, 1.0])
+    distortion = lens.distortion_params.clone()
+    distortion[:, 5] *= -1  # the tangential one along x
+    poses = flip[:, None] * lens.camera_to_worlds * torch.cat([flip, flip.new_ones(1)])
+    return pack_cameras(replace(lens, camera_to_worlds=poses, cx=lens.width - lens.cx, distortion_params=distortion))
 
 
 def _happens(share: float, generator: torch.Generator) -> bool:
